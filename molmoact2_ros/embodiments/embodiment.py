@@ -1,0 +1,132 @@
+"""What a robot is to the model and to ROS: joint order, units, limits, cameras, and the one conversion between the two.
+
+Everything inside ROS is in rad and m (REP-103). A model vector is what the checkpoint was trained on: its order, units
+and gripper polarity belong to the checkpoint. An `Embodiment` is the only place that maps one to the other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.embodiments.kinematics import Chain
+
+Array = NDArray[np.float64]
+
+
+class ModelFrame(Enum):
+    """Which joint frame a checkpoint's vectors are in."""
+
+    TRAINING = "training"
+    """The frame of the training data (released checkpoints)."""
+    ARM = "arm"
+    """The arm's own frame: the checkpoint already contains the transform (LeRobot conversions)."""
+
+
+@dataclass(frozen=True)
+class JointLimits:
+    """Limits of every joint in ROS order; each array has shape (dof,).
+
+    Units: rad, rad/s, rad/s^2, rad/s^3 (m for prismatic fingers).
+    """
+
+    lower: Array
+    upper: Array
+    velocity: Array
+    acceleration: Array
+    jerk: Array
+
+    def __post_init__(self) -> None:
+        sizes = {name: np.shape(getattr(self, name)) for name in self.__dataclass_fields__}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"joint limits must all have one shape (dof,), got {sizes}")
+        if not np.all(self.lower < self.upper):
+            raise ValueError("every lower position limit must be below its upper limit")
+
+
+class Embodiment(ABC):
+    """A robot as the policy, the executor and the simulator see it. Instances are constants: build no new state here.
+
+    Attributes:
+        name: the name used on the command line, in config files and as the default namespace.
+        norm_tag: the tag in `norm_stats.json` that belongs to this robot.
+        setup_type, control_mode: the strings the released checkpoints carry for this robot.
+        joint_names: ROS joint order, grippers included, shape (dof,).
+        gripper_indices: positions of the grippers in `joint_names`.
+        arms: one slice of `joint_names` an arm, gripper excluded; joints of one arm share one time scale.
+        camera_names: the cameras in the order of the prompt; the first is the depth image.
+        min_cameras: how many of them a checkpoint may use at least.
+        rate_hz: rate of the chunk's rows. horizon: rows of a chunk.
+        max_step: largest step between two rows of a chunk that is still plausible, (dof,), rad.
+        max_first_step: largest distance of the first executed row from the measured position, (dof,), rad.
+        rest_position: a safe pose near the median of the training states, (dof,), rad.
+        limits: see `JointLimits`.
+        chains: for each arm its kinematic chain from the base to the tip, and the joints of ROS order that drive it.
+    """
+
+    name: str
+    norm_tag: str
+    setup_type: str
+    control_mode: str
+    joint_names: tuple[str, ...]
+    gripper_indices: tuple[int, ...]
+    arms: tuple[slice, ...]
+    camera_names: tuple[str, ...]
+    min_cameras: int
+    rate_hz: float
+    horizon: int
+    max_step: Array
+    max_first_step: Array
+    rest_position: Array
+    limits: JointLimits
+    chains: tuple[tuple[Chain, tuple[int, ...]], ...]
+
+    @property
+    def dof(self) -> int:
+        """Number of joints in ROS order, grippers included."""
+        return len(self.joint_names)
+
+    @abstractmethod
+    def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
+        """Map ROS joint positions (..., dof) in rad to model vectors (..., dof) in the checkpoint's units.
+
+        Raises:
+            ValueError: the last axis is not `dof`, or a value is not finite.
+        """
+
+    @abstractmethod
+    def joints_from_model(self, vector: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
+        """Inverse of `model_from_joints`."""
+
+    def checked(self, values: Array, what: str) -> Array:
+        """Return `values` as float64 (..., dof), refusing a wrong size and non-finite numbers."""
+        array = np.asarray(values, dtype=np.float64)
+        if array.ndim == 0 or array.shape[-1] != self.dof:
+            raise ValueError(
+                f"{self.name}: {what} must have {self.dof} values ({', '.join(self.joint_names)}), got shape {array.shape}"
+            )
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{self.name}: {what} contains NaN or infinity")
+        return array
+
+    def reorder(self, names: list[str] | tuple[str, ...], positions: Array) -> Array:
+        """Return `positions` (n,), given in the order of `names`, in ROS order (dof,).
+
+        Raises:
+            ValueError: a joint of this robot is missing or named twice, or the sizes differ. Joints that the robot does
+                not have are ignored, since drivers may publish more than the policy uses.
+        """
+        if len(names) != len(positions):
+            raise ValueError(f"{self.name}: {len(names)} joint names but {len(positions)} positions")
+        index = {name: i for i, name in enumerate(names)}
+        missing = [name for name in self.joint_names if name not in index]
+        if missing:
+            raise ValueError(f"{self.name}: joints {missing} are missing from the message, which has {list(names)}")
+        if len(index) != len(names):
+            raise ValueError(f"{self.name}: a joint is named twice in {list(names)}")
+        array = np.asarray(positions, dtype=np.float64)
+        return self.checked(array[[index[name] for name in self.joint_names]], "joint positions")

@@ -1,0 +1,128 @@
+"""SO-100/101: six Feetech servos, five for the arm and one for the jaw.
+
+Model vectors are in degrees in the frame of the training data (the old LeRobot calibration), the gripper in 0..100 with
+0 closed. LeRobot's drivers report degrees about mid-range (`use_degrees=True`), which is also the zero of the URDF, so the
+arm frame is `deg(q)`; the training frame is `signs * arm + offsets`. LeRobot conversions of the checkpoint already contain
+that transform: applying it twice, or not at all, drives the arm into the table.
+
+Sources: SO-ARM100 (new calibration) for kinematics and ranges, lerobot for units, allenai/MolmoAct2-SO100_101 for the frame.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame
+from molmoact2_ros.embodiments.kinematics import Chain, Joint
+
+Array = NDArray[np.float64]
+
+SIGNS = np.array([1.0, -1.0, 1.0, 1.0, 1.0, 1.0])
+OFFSETS = np.array([0.0, 90.0, 90.0, 0.0, 0.0, 0.0])
+"""model = SIGNS * arm + OFFSETS, degrees; the gripper has neither."""
+
+GRIPPER = 5
+JAW = Joint("gripper", (0.0202, 0.0188, -0.0234), (1.0, 1.0, 0.0, 0.0))
+"""The moving jaw's joint in the gripper link; the fixed jaw belongs to the gripper link itself."""
+
+ARM_CHAIN = Chain(
+    joints=(
+        Joint("shoulder_pan", (0.0388, 0.0, 0.0624), (0.0, 0.0, -1.0, 0.0)),
+        Joint("shoulder_lift", (-0.0304, -0.0183, -0.0542), (1.0, -1.0, -1.0, -1.0)),
+        Joint("elbow_flex", (-0.11257, -0.028, 0.0), (1.0, 0.0, 0.0, 1.0)),
+        Joint("wrist_flex", (-0.1349, 0.0052, 0.0), (1.0, 0.0, 0.0, -1.0)),
+        Joint("wrist_roll", (0.0, -0.0611, 0.0181), (0.0172, -0.0172, 0.7069, 0.7069)),
+    ),
+    tip_xyz=(-0.0079, -0.0002, -0.0981),
+)
+
+_LOWER = np.array([-1.9199, -1.7453, -1.69, -1.658, -2.744, -0.1745])
+_UPPER = np.array([1.9199, 1.7453, 1.69, 1.658, 2.841, 1.7453])
+
+
+class So101(Embodiment):
+    """SO-100 and SO-101 arms with LeRobot calibration."""
+
+    name = "so101"
+    norm_tag = "so100_so101_molmoact2"
+    setup_type = "single so100/so101 robotic arm in molmoact2"
+    control_mode = "absolute joint pose"
+    joint_names = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    gripper_indices = (GRIPPER,)
+    arms = (slice(0, 5),)
+    camera_names = ("front", "wrist")
+    min_cameras = 1
+    rate_hz = 30.0
+    horizon = 30
+    # No published jump limits for this arm; these are the ones a working YAM cell uses with this model.
+    max_step = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 2.0])
+    max_first_step = np.array([0.3, 0.3, 0.3, 0.3, 0.3, 2.0])
+    # Training q50: pan 3.1, lift 123.2, elbow 124.4, wrist_flex 57.9, wrist_roll -11.0 deg, gripper 9.2 of 100.
+    rest_position = np.array([0.0541, -0.5794, 0.6004, 1.0105, -0.1920, 0.0021])
+    # STS3215 at 7.4 V turns about 4.7 rad/s unloaded; what a loaded arm follows without sagging is about half of it.
+    limits = JointLimits(
+        lower=_LOWER,
+        upper=_UPPER,
+        velocity=np.array([2.0, 2.0, 2.0, 2.5, 2.5, 4.0]),
+        acceleration=np.array([10.0, 10.0, 10.0, 15.0, 15.0, 40.0]),
+        jerk=np.array([200.0, 200.0, 200.0, 300.0, 300.0, 800.0]),
+    )
+    chains = ((ARM_CHAIN, (0, 1, 2, 3, 4)),)
+
+    def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
+        """Rad, ROS order -> degrees in `frame`, gripper 0..100."""
+        joints = self.checked(joints, "joint positions")
+        arm = np.degrees(joints)
+        arm[..., GRIPPER] = 100.0 * (joints[..., GRIPPER] - _LOWER[GRIPPER]) / (_UPPER[GRIPPER] - _LOWER[GRIPPER])
+        return SIGNS * arm + OFFSETS if frame is ModelFrame.TRAINING else arm
+
+    def joints_from_model(self, vector: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
+        """Degrees in `frame`, gripper 0..100 -> rad, ROS order."""
+        vector = self.checked(vector, "model vector")
+        arm = SIGNS * (vector - OFFSETS) if frame is ModelFrame.TRAINING else vector
+        joints = np.radians(arm)
+        joints[..., GRIPPER] = _LOWER[GRIPPER] + arm[..., GRIPPER] / 100.0 * (_UPPER[GRIPPER] - _LOWER[GRIPPER])
+        return joints
+
+
+def frame_of_checkpoint(directory: Path, state_stats: dict[str, Any]) -> ModelFrame:
+    """Tell whether the checkpoint in `directory` expects the training frame or already contains the transform.
+
+    A LeRobot conversion says so in `policy_preprocessor.json` (step `molmoact2_state_frame_transform` with `joint_signs`
+    and `joint_offsets`); a released checkpoint has no such file. The choice is then held against the medians of the
+    training states: in the training frame the shoulder lift and the elbow of this arm stay above zero.
+
+    Raises:
+        ValueError: the file carries another transform than the published one, or the medians contradict the choice.
+    """
+    frame = ModelFrame.TRAINING
+    preprocessor = directory / "policy_preprocessor.json"
+    if preprocessor.is_file():
+        for step in json.loads(preprocessor.read_text()).get("steps", []):
+            if step.get("registry_name") != "molmoact2_state_frame_transform":
+                continue
+            signs, offsets = (step.get("config", {}).get(key) for key in ("joint_signs", "joint_offsets"))
+            if signs is None or offsets is None:
+                continue
+            if not (np.allclose(signs, SIGNS[: len(signs)]) and np.allclose(offsets, OFFSETS[: len(offsets)])):
+                raise ValueError(
+                    f"{preprocessor}: joint_signs {signs} and joint_offsets {offsets} are not the published SO transform "
+                    f"({SIGNS.tolist()}, {OFFSETS.tolist()}); check which robot this checkpoint was converted for"
+                )
+            frame = ModelFrame.ARM
+    median = state_stats.get("q50")
+    if frame is ModelFrame.TRAINING and median is not None and (median[1] < 0.0 or median[2] < 0.0):
+        raise ValueError(
+            f"{directory}: the median training state has shoulder_lift {median[1]:.1f} and elbow_flex {median[2]:.1f} deg, "
+            "but in the frame of the released SO checkpoints both are positive. This checkpoint was trained in another "
+            "frame; using it would drive the arm the wrong way"
+        )
+    return frame
+
+
+SO101 = So101()
