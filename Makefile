@@ -1,0 +1,40 @@
+# What a user and a developer types. Every target sets up what is missing first (milliseconds when nothing is).
+.PHONY: help setup demo test test-all lint lock clean
+
+# A sourced ROS or another environment must not leak in (its numpy and its libraries clash with the pinned ones).
+unexport PYTHONPATH PYTHONHOME LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
+BIN := $(CURDIR)/.venv/bin
+TASK ?= pick up the red cube
+EPISODES ?= 10
+SEED ?= 1000
+ARGS ?=
+
+help:
+	@echo "make demo      the simulated SO-101 picks a cube: set-up, 10 episodes, film and picture in out/"
+	@echo "make test      set-up and tests;  make test-all  also the slow ones"
+	@echo "make setup     only the set-up (.venv/);  make lint  ruff and mypy;  make lock  pins anew;  make clean"
+
+setup:
+	@sh tools/setup.sh
+
+demo: setup
+	@exec $(BIN)/molmoact2 sim --robot so101 --task "$(TASK)" --episodes $(EPISODES) --seed $(SEED) --out out $(ARGS)
+
+test: setup
+	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Compiles the pins anew from what requirements/*.in asks for; versions move only where they must.
+lock: setup
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate requirements/test.in -o requirements/test.txt
+
+clean:
+	rm -rf build install log out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

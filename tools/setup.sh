@@ -1,0 +1,96 @@
+#!/bin/sh
+# Make .venv/ with the exact pins of requirements/test.txt and this package, live from the source tree.
+# Ends in milliseconds when all of it is current. An interrupted run is noticed by the next one and repaired.
+set -eu
+cd "$(dirname "$0")/.."
+# A sourced ROS or another environment must not leak in: its numpy and its ROS libraries clash with the pinned ones.
+unset PYTHONPATH PYTHONHOME LD_LIBRARY_PATH VIRTUAL_ENV CONDA_PREFIX _ROS_WHEELS_BOOTSTRAP_COMPLETE || true
+
+venv=.venv
+stamp=$venv/.molmoact2_stamp
+unfinished=$venv/.molmoact2_unfinished
+package=molmoact2_ros
+
+wanted="$(cat requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh | cksum) $PWD"
+current() {
+    [ -f "$stamp" ] && [ ! -f "$unfinished" ] && [ -x "$venv/bin/python" ] && [ "$(cat "$stamp")" = "$wanted" ]
+}
+current && exit 0
+
+say() { echo "setup: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Two calls at once: the second waits, then finds the work done.
+if command -v flock >/dev/null 2>&1; then
+    exec 9<requirements
+    flock -n 9 || { say "another set-up is running; waiting for it"; flock 9; }
+    current && exit 0
+fi
+
+[ "$(uname -sm)" = "Linux x86_64" ] ||
+    fail "the ROS 2 wheels exist for Linux x86_64 only, this is $(uname -sm); on another machine use a ROS 2 Jazzy installation"
+
+trap 'say "interrupted; run it again to finish"; exit 130' INT
+trap 'say "ended early; run it again to finish"; exit 143' TERM HUP
+
+reinstall=
+if [ -e "$venv" ]; then
+    if [ -f "$unfinished" ] && [ "$(cat "$unfinished")" = create ]; then
+        say "an earlier set-up did not finish; starting again"
+        rm -rf "$venv"
+    elif [ ! -x "$venv/bin/python" ] || { [ -f "$stamp" ] && [ "$(cut -d' ' -f3- "$stamp")" != "$PWD" ]; }; then
+        [ -f "$stamp" ] || [ -f "$unfinished" ] || fail "$PWD/$venv has no Python and was not made by this script; remove it and run again"
+        say "the project has moved or its Python is gone; making $venv again"
+        rm -rf "$venv"
+    elif ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))'; then
+        fail "$PWD/$venv is not a Python 3.12 environment; remove it and run again"
+    elif [ -f "$unfinished" ]; then
+        say "an earlier update did not finish; installing every package again"
+        reinstall=--reinstall
+    fi
+fi
+
+if [ ! -e "$venv" ]; then
+    python=$(sh tools/find_python.sh) || exit 1
+    say "1/3 environment: $venv from $python (about 6 GB in all)"
+    free=$(df -Pk . | awk 'NR == 2 { print $4 }')
+    [ "$free" -gt 8000000 ] || say "only $((free / 1000000)) GB are free here; the set-up needs about 8"
+    mkdir "$venv"
+    echo create >"$unfinished"
+    "$python" -m venv "$venv" || fail "$python could not make $venv; is its venv module complete (apt: python3.12-venv)?"
+else
+    say "1/3 environment: $venv is there"
+    [ -f "$unfinished" ] || echo update >"$unfinished"
+fi
+
+say "2/3 packages: $(wc -l <requirements/test.txt) pinned packages (seconds from a cache, minutes from the network)"
+run="$PWD/$venv/bin/python"
+# The wheels of ROS start Python anew to set library paths; pip and uv need none of that.
+export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
+[ -x "$venv/bin/uv" ] || "$run" -m pip install --quiet -r requirements/bootstrap.txt ||
+    say "uv is not available from the package index; going on with pip, which is slower"
+if [ -x "$venv/bin/uv" ] && "$venv/bin/uv" pip install --python "$run" $reinstall -r requirements/test.txt; then
+    :
+else
+    say "installing with pip"
+    "$run" -m pip install ${reinstall:+--force-reinstall} --no-deps -r requirements/test.txt ||
+        fail "the packages could not be installed (see above); is the package index reachable?"
+fi
+
+say "3/3 this package, live from $PWD"
+# Flat .pth and console scripts; no build isolation, so nothing further is fetched.
+"$run" -m pip install --quiet --no-deps --no-build-isolation --editable . || fail "this package could not be installed (see above)"
+# An editable install places no data files, so what ROS looks up by package name is linked in.
+share=$venv/share/$package
+mkdir -p "$share" "$venv/lib/$package" "$venv/share/ament_index/resource_index/packages"
+ln -sfn "$PWD/resource/$package" "$venv/share/ament_index/resource_index/packages/$package"
+ln -sfn "$PWD/package.xml" "$share/package.xml"
+for folder in launch config urdf; do ln -sfn "$PWD/$folder" "$share/$folder"; done
+for script in scripts/*; do ln -sfn "$PWD/$script" "$venv/lib/$package/${script#scripts/}"; done
+
+unset _ROS_WHEELS_BOOTSTRAP_COMPLETE
+AMENT_PREFIX_PATH=$PWD/$venv "$run" -c 'import numpy, rclpy, sensor_msgs.msg, molmoact2_ros' ||
+    fail "the environment is complete, but rclpy does not import (see above)"
+echo "$wanted" >"$stamp"
+rm -f "$unfinished"
+say "done"
