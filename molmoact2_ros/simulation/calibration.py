@@ -1,0 +1,86 @@
+"""Where the cameras of the simulated cells are. The one home of these figures: the scene, the overlays and the
+CameraInfo messages read them here. Loads numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CameraCalibration:
+    """An ideal pinhole camera.
+
+    Attributes:
+        width, height: picture size, pixels.
+        k: intrinsic matrix (3, 3), pixels.
+        mount: the link the camera is fixed to, `base_link` or `gripper_link`.
+        pose: pose (4, 4) of the optical frame (z forward, x right, y down) in the mount link, m.
+    """
+
+    width: int
+    height: int
+    k: Array
+    mount: str
+    pose: Array
+
+    @property
+    def fovy_deg(self) -> float:
+        """Vertical field of view, degrees."""
+        return float(np.degrees(2.0 * np.arctan(0.5 * self.height / self.k[1, 1])))
+
+
+def looking_at(eye: tuple[float, float, float], target: tuple[float, float, float], up: tuple[float, float, float]) -> Array:
+    """Pose (4, 4) of an optical frame at `eye` whose z axis points at `target`, with `up` towards the picture's top."""
+    forward = np.subtract(target, eye).astype(np.float64)
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, up)
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3, :3] = np.column_stack([right, np.cross(forward, right), forward])
+    pose[:3, 3] = eye
+    return pose
+
+
+def _pinhole(width: int, height: int, fovy_deg: float) -> Array:
+    focal = 0.5 * height / np.tan(0.5 * np.radians(fovy_deg))
+    return np.array([[focal, 0.0, width / 2.0], [0.0, focal, height / 2.0], [0.0, 0.0, 1.0]])
+
+
+_CELLS: dict[str, dict[str, CameraCalibration]] = {
+    "so101": {
+        # Faces the arm from across the table and a little above, so that the gripper never hides the whole cube.
+        "front": CameraCalibration(
+            320, 240, _pinhole(320, 240, 43.0), "base_link", looking_at((0.60, 0.0, 0.42), (0.18, 0.0, 0.045), (0, 0, 1))
+        ),
+        # On the gripper's side, looking past the fingertips.
+        "wrist": CameraCalibration(
+            320, 240, _pinhole(320, 240, 75.0), "gripper_link", looking_at((0.012, -0.085, -0.015), (0.012, 0.0, -0.095), (1, 0, 0))
+        ),
+    }
+}
+
+
+def camera_calibration(robot: str, camera: str) -> CameraCalibration:
+    """Return the calibration of a simulated camera.
+
+    Raises:
+        ValueError: the cell has no such camera; the message lists those it has.
+    """
+    cell = _CELLS.get(robot)
+    if cell is None:
+        raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_CELLS))}")
+    if camera not in cell:
+        raise ValueError(f"the simulated {robot} cell has no camera {camera!r}; it has {', '.join(cell)}")
+    return cell[camera]
+
+
+def camera_names(robot: str) -> tuple[str, ...]:
+    """Names of the cameras of a simulated cell."""
+    if robot not in _CELLS:
+        raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_CELLS))}")
+    return tuple(_CELLS[robot])
