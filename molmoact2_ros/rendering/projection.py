@@ -1,0 +1,122 @@
+"""Where the tip goes during a chunk, and where that is in a camera's picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.embodiments import Embodiment
+
+Array = NDArray[np.float64]
+
+NEAREST_M = 0.01
+"""A point nearer to the camera plane than this is not drawn: its pixel is meaningless."""
+
+
+class Calibration(Protocol):
+    """A pinhole camera on a link; `simulation.calibration.CameraCalibration` is one."""
+
+    @property
+    def width(self) -> int:
+        """Picture width, pixels."""
+
+    @property
+    def height(self) -> int:
+        """Picture height, pixels."""
+
+    @property
+    def k(self) -> Array:
+        """Intrinsic matrix (3, 3), pixels."""
+
+    @property
+    def mount(self) -> str:
+        """Link the camera is fixed to."""
+
+    @property
+    def pose(self) -> Array:
+        """Pose (4, 4) of the optical frame (z forward, x right, y down) in that link, m."""
+
+
+@dataclass(frozen=True)
+class TipPath:
+    """The way of one arm's tip during a chunk.
+
+    Attributes:
+        poses: of the tip in the base frame at every row, (rows, 4, 4), m.
+        openness: of the arm's gripper at every row, (rows,), 0 closed, 1 open.
+    """
+
+    poses: Array
+    openness: Array
+
+    @property
+    def points(self) -> Array:
+        """Tip positions (rows, 3), m."""
+        return self.poses[:, :3, 3]
+
+
+def tip_paths(embodiment: Embodiment, chunk: Array) -> tuple[TipPath, ...]:
+    """Paths of the tips, one an arm, for `chunk` (rows, dof) in rad, ROS order."""
+    chunk = embodiment.checked(chunk, "a chunk")
+    if chunk.ndim != 2:
+        raise ValueError(f"{embodiment.name}: a chunk must have shape (rows, {embodiment.dof}), got {chunk.shape}")
+    limits = embodiment.limits
+    out = []
+    for i, (chain, joints) in enumerate(embodiment.chains):
+        openness = np.ones(len(chunk))
+        if i < len(embodiment.gripper_indices):
+            g = embodiment.gripper_indices[i]
+            openness = np.clip((chunk[:, g] - limits.lower[g]) / (limits.upper[g] - limits.lower[g]), 0.0, 1.0)
+        out.append(TipPath(chain.tip(chunk[:, list(joints)]), openness))
+    return tuple(out)
+
+
+def camera_pose(embodiment: Embodiment, calibration: Calibration, joints: Array | None) -> Array:
+    """Pose (4, 4) of the optical frame in the base frame.
+
+    `joints` (dof,) in rad are needed for a camera on the gripper link (the last link of the first arm) only.
+
+    Raises:
+        ValueError: the mount is unknown, or the camera moves and no joints were given.
+    """
+    if calibration.mount == "base_link":
+        return calibration.pose
+    if calibration.mount != "gripper_link":
+        raise ValueError(f"a camera is mounted on base_link or gripper_link, got {calibration.mount!r}")
+    if joints is None:
+        raise ValueError("a camera on gripper_link moves with the arm: its pose needs the joint positions")
+    chain, indices = embodiment.chains[0]
+    link: Array = chain.frames(embodiment.checked(joints, "joint positions")[list(indices)])[-2]
+    return link @ calibration.pose
+
+
+def project(points: Array, calibration: Calibration, pose: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Pixels (n, 2) of `points` (n, 3) in the base frame, for a camera at `pose` (4, 4), and which are in front of it.
+
+    A pixel may lie outside the picture: a line to it is still drawn up to the edge. Pixels of points behind the
+    camera are NaN.
+    """
+    inverse = np.linalg.inv(pose)
+    local = np.asarray(points, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+    in_front = local[:, 2] > NEAREST_M
+    pixels = np.full((len(local), 2), np.nan)
+    seen = local[in_front] @ np.asarray(calibration.k).T
+    pixels[in_front] = seen[:, :2] / seen[:, 2:3]
+    return pixels, in_front
+
+
+def points_of_depth(depth: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
+    """Points (h * w, 3) in the optical frame of a picture `depth` (h, w) of distances along the optical axis, m.
+
+    The picture covers the camera's whole view, squashed to its own shape, as the model saw it.
+    """
+    height, width = depth.shape
+    u, v = np.meshgrid(
+        (np.arange(width) + 0.5) * calibration.width / width, (np.arange(height) + 0.5) * calibration.height / height
+    )
+    k = np.asarray(calibration.k)
+    rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], axis=-1)
+    return (rays * depth[..., None]).reshape(-1, 3).astype(np.float32)
