@@ -1,0 +1,1 @@
+"""Frame sources: each gives RGB pictures with the time of their capture. Knows nothing of ROS."""

@@ -1,0 +1,93 @@
+"""One camera, kept running: opened, read, watched, and opened again when it goes silent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from molmoact2_ros.cameras.health import CameraHealth, Limits, Report
+from molmoact2_ros.cameras.source import CameraError, Clock, Frame, FrameSource
+
+_READ_S = 0.1
+"""How long one read waits; bounds the time that `close` takes."""
+
+
+class CameraStream:
+    """Reads one camera in a thread of its own and hands every admitted frame to `publish`.
+
+    Args:
+        name: the camera's name, for messages.
+        opener: opens the camera; raises CameraError while it is not there.
+        limits: what is expected of it.
+        publish: called in the stream's thread with each good frame.
+        clock: time in ns on the clock of the stamps.
+        retry_s: time between attempts to open, and the silence after which an open camera is opened anew.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        opener: Callable[[], FrameSource],
+        limits: Limits,
+        publish: Callable[[Frame], None],
+        clock: Clock = time.time_ns,
+        retry_s: float = 1.0,
+    ) -> None:
+        self.name = name
+        self._opener = opener
+        self._publish = publish
+        self._clock = clock
+        self._retry_s = retry_s
+        self._health = CameraHealth(name, limits)
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._error = "not opened yet"
+        self.openings = 0
+        self._thread = threading.Thread(target=self._run, name=f"camera {name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                source = self._opener()
+            except CameraError as error:
+                self._error = str(error)
+                self._ended.wait(self._retry_s)
+                continue
+            self._error = ""
+            self.openings += 1
+            try:
+                self._read(source)
+            except Exception as error:  # a camera that breaks is opened again, and the reason is shown until it works
+                self._error = f"reading failed: {error}"
+                self._ended.wait(self._retry_s)
+            finally:
+                source.close()
+
+    def _read(self, source: FrameSource) -> None:
+        """Read until the source goes silent or the stream ends."""
+        heard = time.monotonic()
+        while not self._ended.is_set():
+            frame = source.read(_READ_S)
+            if frame is None:
+                if time.monotonic() - heard > self._retry_s:
+                    return
+                continue
+            with self._lock:
+                refused = self._health.admit(frame, self._clock())
+            if not refused:
+                heard = time.monotonic()
+                self._publish(frame)
+            elif time.monotonic() - heard > self._retry_s:
+                return  # for instance the link of a cell that was killed: its last frame stays there for ever
+
+    def report(self) -> Report:
+        """Return the camera's state now. Safe from any thread."""
+        with self._lock:
+            return self._health.report(self._clock(), self._error)
+
+    def close(self) -> None:
+        """End the thread and let go of the camera."""
+        self._ended.set()
+        self._thread.join(timeout=5.0)

@@ -1,0 +1,166 @@
+"""Cameras: the newest frame only, honest stamps, faults in words, and a camera that comes back is read again."""
+
+import queue
+import threading
+import time
+import uuid
+
+import numpy as np
+import pytest
+
+from molmoact2_ros.cameras.health import CameraHealth, Level, Limits
+from molmoact2_ros.cameras.source import CameraError, Frame, open_source
+from molmoact2_ros.cameras.stream import CameraStream
+from molmoact2_ros.cameras.video import FileSource, NewestFrame
+from molmoact2_ros.simulation.frame_link import FrameWriter
+
+SECOND = 1_000_000_000
+LIMITS = Limits(rate_hz=10.0, width=32, height=24)
+RANDOM = np.random.default_rng(7)
+
+
+def picture(value: int | None = None) -> np.ndarray:
+    if value is not None:
+        return np.full((24, 32, 3), value, np.uint8)
+    return RANDOM.integers(0, 255, (24, 32, 3), np.uint8)
+
+
+def eventually(condition, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def fed(health: CameraHealth, count: int, step_ns: int = SECOND // 10, make=picture) -> int:
+    now = 0
+    for index in range(count):
+        now = SECOND + index * step_ns
+        assert health.admit(Frame(make(), now), now + 1_000_000) == ""
+    return now
+
+
+def test_a_healthy_camera_reports_its_rate():
+    health = CameraHealth("front", LIMITS)
+    report = health.report(fed(health, 20))
+    assert report.level is Level.OK
+    assert report.rate_hz == pytest.approx(10.0)
+    assert report.frames == 20
+
+
+def test_a_silent_camera_is_an_error_that_names_it():
+    health = CameraHealth("wrist", LIMITS)
+    now = fed(health, 5)
+    report = health.report(now + 620_000_000)
+    assert report.level is Level.ERROR
+    assert report.message == "camera 'wrist': no frame for 0.62 s (limit 0.50 s); is the cable in?"
+
+
+def test_a_wrong_size_an_old_frame_and_a_stamp_that_goes_back_are_refused():
+    health = CameraHealth("front", LIMITS)
+    now = fed(health, 3)
+    assert "16x24" in health.admit(Frame(np.zeros((24, 16, 3), np.uint8), now + 1), now + 1)
+    assert "old" in health.admit(Frame(picture(), now + 1), now + SECOND)
+    assert "went back" in health.admit(Frame(picture(), now - 1), now)
+    assert health.report(now).level is Level.WARN
+    assert (health.frames, health.refused) == (3, 3)
+
+
+def test_a_clock_that_was_set_back_is_reported_once_and_then_followed():
+    health = CameraHealth("front", LIMITS)
+    now = fed(health, 3) - 10 * SECOND
+    assert "clock" in health.admit(Frame(picture(), now), now)
+    assert health.admit(Frame(picture(), now + 1), now + 1) == ""
+
+
+def test_black_and_frozen_pictures_are_published_but_reported():
+    black = CameraHealth("front", LIMITS)
+    noise = iter(range(100))
+    assert "black" in black.report(fed(black, 5, make=lambda: picture(next(noise) % 2))).message
+    frozen = CameraHealth("front", LIMITS)
+    report = frozen.report(fed(frozen, 20, make=lambda: picture(90)))
+    assert report.level is Level.ERROR
+    assert "not changed for 1.9 s" in report.message
+
+
+def test_a_slow_camera_is_a_warning():
+    health = CameraHealth("front", LIMITS)
+    report = health.report(fed(health, 15, step_ns=SECOND // 5))
+    assert report.level is Level.WARN
+    assert "5.0 frames a second, expected 10" in report.message
+
+
+def test_a_late_reader_gets_the_newest_picture_and_the_backlog_is_dropped():
+    pictures: queue.Queue = queue.Queue()
+    ticks = iter(range(1, 100))
+    newest = NewestFrame(pictures.get, lambda: next(ticks))
+    for value in (10, 20, 30):
+        pictures.put(picture(value))
+    assert eventually(lambda: newest.dropped == 2)
+    frame = newest.read(1.0)
+    assert frame is not None
+    assert (frame.rgb[0, 0, 0], frame.stamp_ns) == (30, 3)
+    assert newest.read(0.0) is None
+    pictures.put(None)
+    newest.close()
+    assert newest.closed
+
+
+def test_a_video_file_plays_in_rgb_and_starts_over(tmp_path):
+    import cv2
+
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30.0, (32, 24))
+    for _ in range(3):
+        writer.write(np.full((24, 32, 3), (0, 0, 200), np.uint8))  # red, in OpenCV's order
+    writer.release()
+    turn = threading.Semaphore(0)
+    source = FileSource(str(path), 30.0, wait=lambda _: turn.acquire())
+    frames = []
+    for _ in range(5):
+        turn.release()
+        frames.append(source.read(5.0))
+    turn.release(10)
+    source.close()
+    assert all(frame is not None for frame in frames)
+    assert frames[4].rgb.shape == (24, 32, 3)
+    red, _, blue = frames[4].rgb[12, 16].tolist()
+    assert red > 150 and blue < 50
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("front", "must be one of"),
+        ("usb:0", "kind 'usb' is unknown"),
+        ("file:/no/such.mp4", "no video file"),
+        ("v4l2:/dev/no-such-video", "is the cable in"),
+        ("sim:molmoact2_no_such_link", "is the sim node up"),
+    ],
+)
+def test_a_camera_that_cannot_be_opened_says_what_to_do(text, hint):
+    with pytest.raises(CameraError, match=hint):
+        open_source(text, 32, 24, 30.0)
+
+
+def test_a_stream_waits_for_its_camera_and_reopens_it_when_it_goes_silent():
+    link = f"test_{uuid.uuid4().hex[:12]}"
+    got: list[Frame] = []
+    limits = Limits(rate_hz=30.0, width=32, height=24, age_s=5.0)
+    stream = CameraStream("front", lambda: open_source(f"sim:{link}", 32, 24, 30.0), limits, got.append, retry_s=0.2)
+    try:
+        assert eventually(lambda: "is the sim node up" in stream.report().message)
+        writer = FrameWriter(link, 24, 32)
+        writer.write(picture(1), time.time_ns())
+        assert eventually(lambda: len(got) == 1)
+        # The cell is killed and starts again: same name, a new segment.
+        again = FrameWriter(link, 24, 32)
+        assert eventually(lambda: stream.openings >= 2)
+        again.write(picture(2), time.time_ns())
+        assert eventually(lambda: len(got) >= 2 and got[-1].rgb[0, 0, 0] == 2)
+        again.close()
+        del writer
+    finally:
+        stream.close()
