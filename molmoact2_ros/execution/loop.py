@@ -1,0 +1,92 @@
+"""The command loop: one thread on absolute deadlines, with a record of its own punctuality."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+CLOCK_SLACK_NS = 2_000_000
+"""How far ROS time at a deadline may differ from the even grid before the grid is moved to it."""
+
+
+class DeadlineLoop:
+    """Calls `body(deadline_ns)` at an even rate.
+
+    The deadline is in ROS time, on an even grid: a tick that starts a little late still samples the motion of its
+    deadline, so scheduling jitter does not become jitter of the set-points. Missed deadlines are skipped and
+    counted, not made up for.
+    """
+
+    def __init__(
+        self,
+        rate_hz: float,
+        body: Callable[[int], None],
+        now_ns: Callable[[], int],
+        monotonic_ns: Callable[[], int],
+        sleep: Callable[[float], None],
+        history: int = 1024,
+    ) -> None:
+        self.period_ns = round(1e9 / rate_hz)
+        self.missed = 0
+        self.failure: Exception | None = None
+        """What ended the loop, if something did."""
+        self._body, self._now_ns, self._monotonic_ns, self._sleep = body, now_ns, monotonic_ns, sleep
+        self._periods = np.zeros(history)
+        self._costs = np.zeros(history)
+        self._ticks = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self.run, name="command_loop", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the thread; safe to call twice."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        self._thread = None
+
+    def run(self) -> None:
+        """Tick until `stop`. An exception of `body` ends the loop and stays in `failure`."""
+        deadline = last = self._monotonic_ns()
+        offset = self._now_ns() - deadline
+        try:
+            while not self._stop.is_set():
+                deadline += self.period_ns
+                wait = deadline - self._monotonic_ns()
+                if wait > 0:
+                    self._sleep(wait * 1e-9)
+                elif -wait >= self.period_ns:
+                    missed = -wait // self.period_ns
+                    self.missed += missed
+                    deadline += missed * self.period_ns
+                started = self._monotonic_ns()
+                measured = self._now_ns() - self._monotonic_ns()
+                if abs(measured - offset) > CLOCK_SLACK_NS:
+                    offset = measured
+                self._body(deadline + offset)
+                i = self._ticks % len(self._periods)
+                self._periods[i], last = started - last, started
+                self._costs[i] = self._monotonic_ns() - started
+                self._ticks += 1
+        except Exception as error:  # the owner must learn of it: the thread has nobody to raise to
+            self.failure = error
+
+    def punctuality(self) -> dict[str, float]:
+        """Period and cost of a tick in ms: median, 99th percentile, worst. Empty before the second tick."""
+        count = min(self._ticks, len(self._periods))
+        if count < 2:
+            return {}
+        first = 1 if self._ticks <= len(self._periods) else 0
+        periods, costs = self._periods[first:count] * 1e-6, self._costs[first:count] * 1e-6
+        out = {}
+        for name, values in (("period", periods), ("tick", costs)):
+            p50, p99, worst = np.percentile(values, (50.0, 99.0, 100.0))
+            out.update({f"{name}_p50_ms": float(p50), f"{name}_p99_ms": float(p99), f"{name}_worst_ms": float(worst)})
+        return out
