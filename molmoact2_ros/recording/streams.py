@@ -1,0 +1,58 @@
+"""What a recording holds: every stream of the robot's namespace that an episode can be understood from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One topic of a recording.
+
+    Attributes:
+        topic: name relative to the robot's namespace, or absolute.
+        msgtype: `package/msg/Name`.
+        reliable: whether the publisher offers reliable delivery; sensor streams do not.
+        latched: whether the last message is kept for late joiners. Such a message belongs to every episode after it.
+        depth: how many messages may wait for the recorder.
+    """
+
+    topic: str
+    msgtype: str
+    reliable: bool = True
+    latched: bool = False
+    depth: int = 20
+
+
+def streams_of(cameras: Sequence[str], raw: bool = True, compressed: bool = False) -> tuple[Stream, ...]:
+    """Streams of a robot with these `cameras`.
+
+    Raises:
+        ValueError: no picture stream is chosen although there are cameras.
+    """
+    if cameras and not (raw or compressed):
+        raise ValueError("a recording needs raw or compressed pictures of its cameras; choose at least one")
+    out: list[Stream] = []
+    for camera in cameras:
+        if raw:
+            out.append(Stream(f"cameras/{camera}/image_raw", "sensor_msgs/msg/Image", reliable=False))
+        if compressed:
+            out.append(
+                Stream(f"cameras/{camera}/image_raw/compressed", "sensor_msgs/msg/CompressedImage", reliable=False)
+            )
+        out.append(Stream(f"cameras/{camera}/camera_info", "sensor_msgs/msg/CameraInfo", reliable=False))
+    return (
+        *out,
+        Stream("joint_states", "sensor_msgs/msg/JointState", reliable=False, depth=100),
+        Stream("task", "std_msgs/msg/String", latched=True),
+        Stream("policy/action_chunk", "trajectory_msgs/msg/JointTrajectory"),
+        Stream("policy/depth_codes", "sensor_msgs/msg/Image"),
+        Stream("policy/depth_updated", "sensor_msgs/msg/Image"),
+        Stream("executor/command", "sensor_msgs/msg/JointState", reliable=False, depth=100),
+        Stream("executor/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
+        Stream("e_stop", "std_msgs/msg/Bool", latched=True),
+        Stream("controller/commands", "std_msgs/msg/Float64MultiArray", depth=100),
+        Stream("sim/episode", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
+        Stream("sim/object_pose", "geometry_msgs/msg/PoseStamped", reliable=False, depth=100),
+    )
