@@ -1,0 +1,16 @@
+"""What every test needs: this source tree's ROS environment, and a ROS domain that no other run hears."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports rclpy: these are read once.
+from molmoact2_ros.processes import node_environment
+
+os.environ.update(node_environment())
+os.environ.setdefault("ROS_PYTHON_CHECK_FIELDS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+sys.path.insert(0, str(Path(__file__).parent))
