@@ -1,7 +1,10 @@
 """A small MolmoAct2 in the released format: sizes -> config -> model with fan-in initialisation -> checkpoint files.
 
-The directory loads unchanged with the reference class (`from_pretrained`), with lerobot's processor loader and with
-`molmoact2_ros.policy`. Usage:
+The directory loads unchanged with `molmoact2_ros.policy`, lerobot's MolmoAct2 policy and its processor loader. The
+reference class's bare `from_pretrained` must not be trusted with it (nor with any other checkpoint): with
+transformers 5.5 it draws most weights anew after loading them. Read weights back with
+`molmoact2_ros.policy.reference.load_model`.
+Usage:
 
     tokenizer, vocab_size = build_tokenizer(prompt_texts(tasks, robot.setup_type, robot.control_mode))
     sizes = SmallModel(num_depth_codes=25)
@@ -61,7 +64,8 @@ class SmallModel:
     action_ffn_multiple: int = 32
     timestep_width: int = 64
     horizon: int = 30
-    max_action_dim: int = 8
+    max_action_dim: int = 32
+    """lerobot's own policy insists on 32, the width of the released checkpoints."""
     flow_steps: int = 10
     action_mode: str = "continuous"
     num_action_tokens: int = 0

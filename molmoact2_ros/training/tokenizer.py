@@ -1,4 +1,4 @@
-"""The home-made tokenizer of a small checkpoint: byte-level BPE on the prompt's own words, and the usual special tokens.
+"""The home-made tokenizer of a small checkpoint: byte-level BPE on the prompt's words, and the usual special tokens.
 
 Order of the ids: the BPE, the three Qwen specials, the setup, control, state, action and depth families, padding up to
 a round vocabulary size, and above it the image tokens (they have embeddings and no row in the language-model head).
@@ -61,7 +61,7 @@ def prompt_texts(tasks: Iterable[str], setup_type: str, control_mode: str) -> li
     """
     from lerobot.policies.molmoact2.molmoact2_hf_model import modeling_molmoact2 as reference
 
-    texts = []
+    texts: list[str] = []
     for task in tasks:
         for style in ("robot_depth_action", "robot_action"):
             text = reference._build_robot_text(

@@ -1,0 +1,274 @@
+"""The one place that touches the reference model's classes and private functions, pinned to the version they come from.
+
+The reference is `MolmoAct2ForConditionalGeneration` as it ships in lerobot. Nothing is changed in it: the stage times
+come from wrappers that call the original.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
+from molmoact2_ros.policy.weights import TensorInfo, check_tensors
+
+LEROBOT = "0.6.1"
+"""The version whose private functions are used here."""
+
+DepthCache = Mapping[str, Any]
+"""The reference's own cache of the last frame: `image` uint8 (h, w, 3) and `depth_bins` int64 (cells,)."""
+
+
+def require_lerobot() -> None:
+    """Refuse another version of lerobot than the one this adapter was written against.
+
+    Raises:
+        RuntimeError: lerobot is absent, or of another version.
+    """
+    try:
+        found = version("lerobot")
+    except PackageNotFoundError:
+        raise RuntimeError(f"lerobot is not installed; install lerobot[molmoact2]=={LEROBOT}") from None
+    if found != LEROBOT:
+        raise RuntimeError(
+            f"lerobot {found} is installed, the policy needs {LEROBOT}: it calls private functions of the reference "
+            f"model, which may differ in another version; install lerobot[molmoact2]=={LEROBOT}"
+        )
+
+
+def normalized_task(task: str) -> str:
+    """The task as the prompt will say it: lower case, without prefixes and end punctuation; may be empty."""
+    return str(_modeling()._normalize_question_text(task))
+
+
+def updated_cells(image: NDArray[np.uint8], cache: DepthCache, cells: int) -> NDArray[np.bool_]:
+    """Which of the `cells` the reference re-predicts for `image`, given the cache of the last frame: bool (cells,)."""
+    module = _modeling()
+    mask: NDArray[np.bool_] = module._compute_depth_update_mask(
+        module._extract_first_image([image]), module._normalize_image_for_cache(cache["image"]), num_depth_codes=cells
+    )
+    return mask
+
+
+def empty_model(config: Mapping[str, Any]) -> Any:
+    """The reference model that `config` (the content of `config.json`) describes, on the meta device: no memory taken.
+
+    Raises:
+        CheckpointError: the configuration describes no MolmoAct2 model.
+    """
+    from lerobot.policies.molmoact2.molmoact2_hf_model.configuration_molmoact2 import MolmoAct2Config
+
+    try:
+        with torch.device("meta"):
+            return _modeling().MolmoAct2ForConditionalGeneration(MolmoAct2Config(**config))
+    except Exception as error:
+        raise CheckpointError(f"config.json does not describe a MolmoAct2 model: {error}") from error
+
+
+def load_model(
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    """The reference model with the weights of `directory`, strictly, in evaluation mode.
+
+    The class's own `from_pretrained` is not used: with this version of transformers it loads the weights and then draws
+    most of them anew, because the class initialises through `.data`, which transformers does not guard.
+
+    Raises:
+        CheckpointError: the weights do not fit the configuration, or the files cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    model = empty_model(config)
+    check_tensors(tensors, {name: tuple(value.shape) for name, value in model.state_dict().items()}, directory)
+    weights: dict[str, torch.Tensor] = {}
+    for name in sorted({tensor.file for tensor in tensors.values()}):
+        try:
+            shard = load_file(str(directory / name), device=str(device))
+        except Exception as error:
+            raise CheckpointError(f"{directory / name} cannot be read: {error}") from error
+        # Rotary frequencies stay float32: the model computes them anew anyway.
+        weights.update({key: value if "inv_freq" in key else value.to(dtype) for key, value in shard.items()})
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.config._name_or_path = str(directory)
+    return model.requires_grad_(False).eval()
+
+
+@dataclass
+class StageClock:
+    """Adds up wall time by stage, and counts passes through the language model."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+    forwards: int = 0
+
+    def now(self) -> float:
+        """Seconds, once the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside to stage `name`."""
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - start
+
+    def reset(self) -> None:
+        """Begin a call."""
+        self.seconds.clear()
+        self.forwards = 0
+
+    def milliseconds(self) -> dict[str, float]:
+        """Stage times without overlap: each stage less the stages that ran inside it."""
+        raw = {name: 1e3 * value for name, value in self.seconds.items()}
+        total, forward = raw.get("total", 0.0), raw.get("forward", 0.0)
+        vision = raw.get("vision", 0.0)
+        depth = raw.get("depth", 0.0)
+        # Without depth reasoning the prefill runs inside the flow call, with it inside the depth call.
+        inside_flow = 0.0 if "depth" in raw else forward
+        return {
+            "preprocess": raw.get("preprocess", 0.0),
+            "vision": vision,
+            "prefill": forward - vision,
+            "depth": max(depth - forward, 0.0),
+            "flow": max(raw.get("flow", 0.0) - inside_flow, 0.0),
+            "total": total,
+        }
+
+
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    """What one call gave: actions (rows, dof) float32 in the checkpoint's units, the depth bins and the next cache."""
+
+    actions: NDArray[np.float32]
+    depth_bins: NDArray[np.int64] | None
+    depth_cache: DepthCache | None
+    timings_ms: dict[str, float]
+    forwards: int
+
+
+class ReferenceModel:
+    """The reference model with its processor, loaded strictly, answering by `predict_action`."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        require_lerobot()
+        self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
+        from lerobot.policies.molmoact2.processor_molmoact2 import _load_local_molmoact2_processor
+
+        try:
+            self.processor = _load_local_molmoact2_processor(str(checkpoint.directory))
+        except Exception as error:
+            raise CheckpointError(
+                f"{checkpoint.directory}: its processor or tokenizer files cannot be loaded: {error}"
+            ) from error
+        self.checkpoint = checkpoint
+        self.clock = StageClock(device)
+        self._tokenizer_agrees()
+        self._hook()
+
+    def predict(
+        self,
+        images: list[NDArray[np.uint8]],
+        task: str,
+        state: NDArray[np.float64],
+        *,
+        depth_cache: DepthCache | None,
+        generator: torch.Generator,
+    ) -> ReferenceAnswer:
+        """One call of `predict_action`: continuous actions, adaptive depth where the checkpoint has depth.
+
+        Raises:
+            RuntimeError: the model gave no depth sequence that ends.
+        """
+        self.clock.reset()
+        with torch.inference_mode(), self.clock.stage("total"):
+            output = self.model.predict_action(
+                processor=self._timed_processor,
+                images=images,
+                task=task,
+                state=state,
+                norm_tag=self.checkpoint.norm_tag,
+                inference_action_mode="continuous",
+                enable_depth_reasoning=self.checkpoint.depth_side is not None,
+                enable_adaptive_depth=True,
+                depth_cache=depth_cache,
+                generator=generator,
+                enable_cuda_graph=self.clock.device.type == "cuda",
+            )
+            actions = output.actions[0].float().cpu().numpy()
+        bins = None if output.depth_bins is None else output.depth_bins[0].cpu().numpy()
+        return ReferenceAnswer(actions, bins, output.depth_cache, self.clock.milliseconds(), self.clock.forwards)
+
+    def _timed_processor(self, *args: Any, **kwargs: Any) -> Any:
+        with self.clock.stage("preprocess"):
+            return self.processor(*args, **kwargs)
+
+    def _hook(self) -> None:
+        """Time the stages where the reference passes from one to the next."""
+        clock, model = self.clock, self.model
+
+        def timed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with clock.stage(name):
+                    return original(*args, **kwargs)
+
+            return call
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                clock.forwards += 1
+                return original(*args, **kwargs)
+
+            return call
+
+        model.forward = counted(timed("forward", model.forward))
+        model._run_ar_decode_step = counted(model._run_ar_decode_step)
+        model._generate_depth_prefix = timed("depth", model._generate_depth_prefix)
+        model.model.generate_actions_from_inputs = timed("flow", model.model.generate_actions_from_inputs)
+        backbone = model.model.vision_backbone
+        backbone.forward = timed("vision", backbone.forward)
+
+    def _tokenizer_agrees(self) -> None:
+        """The tokenizer's ids must be the configuration's: another tokenizer would prompt in another language."""
+        tokenizer, config = self.processor.tokenizer, self.model.config
+        expected = {
+            "<im_patch>": config.image_patch_id,
+            "<action_output>": config.action_output_token_id,
+            "<state_0>": config.state_token_start_id,
+        }
+        if self.checkpoint.depth_side is not None:
+            expected["<depth_0>"] = config.depth_token_start_id
+            expected["<depth_end>"] = config.depth_end_token_id
+        wrong = [
+            f"{token} is {tokenizer.convert_tokens_to_ids(token)} instead of {index}"
+            for token, index in expected.items()
+            if index is not None and tokenizer.convert_tokens_to_ids(token) != index
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{self.checkpoint.directory}: the tokenizer is not this model's: {', '.join(wrong)}; use the files of "
+                "one checkpoint together"
+            )
+
+
+def _modeling() -> Any:
+    require_lerobot()
+    from lerobot.policies.molmoact2.molmoact2_hf_model import modeling_molmoact2
+
+    return modeling_molmoact2
