@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal, check_start, check_time, chunk_from_message
+from molmoact2_ros.execution.curve import ChunkCurve
+from molmoact2_ros.execution.feedback import Feedback
 from molmoact2_ros.execution.limits import Limiter
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.supervisor import Change, Event, State, Supervisor
-from molmoact2_ros.execution.timeline import ChunkCurve, Order, Timeline
+from molmoact2_ros.execution.timeline import Order, Timeline
 
 Array = NDArray[np.float64]
 
@@ -85,12 +87,11 @@ class Executor:
         self._is_gripper = [False] * len(robot.arms) + [True] * len(robot.gripper_indices)
         self._all_braked, self._none_braked = [True] * len(groups), [False] * len(groups)
         self._arms_braked = [not gripper for gripper in self._is_gripper]
-        self._arm_joints = np.array([j for j in range(robot.dof) if j not in robot.gripper_indices])
         self._timeline = Timeline(robot.limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
-        self._measured: Array | None = None
-        self._measured_ns = 0
+        window = round(config.tracking_window_s * config.rate_hz)
+        self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, window)
         self._engaged = False
         self._fresh = False
         self._blind = False
@@ -99,8 +100,6 @@ class Executor:
         self._tracking_error = 0.0
         self._e_stop_pressed = False
         self._rest = Motion.at_rest(robot.rest_position)
-        self._history = np.zeros((max(1, round(config.tracking_window_s * config.rate_hz)), robot.dof))
-        self._history_at = 0
 
     # -- what the outside sees ------------------------------------------------------------------------------------
 
@@ -119,6 +118,17 @@ class Executor:
         """The last commanded position, velocity and acceleration."""
         return self._limiter.motion
 
+    @property
+    def pending(self) -> bool:
+        """True while there are changes of state to collect."""
+        return self._supervisor.pending
+
+    @property
+    def settled(self) -> bool:
+        """True when nothing is commanded, or the commanded state rests."""
+        with self._lock:
+            return not self._engaged or self._limiter.motion.still
+
     def changes(self) -> list[Change]:
         """Take the changes of state since the last call."""
         return self._supervisor.changes()
@@ -129,7 +139,7 @@ class Executor:
             chunk = self._timeline.chunk
             c = self.counters
             age = "" if chunk is None else f"{(now_ns - chunk.stamp_ns) * 1e-6:.1f}"
-            seen = "" if self._measured is None else f"{(now_ns - self._measured_ns) * 1e-6:.1f}"
+            seen = "" if self._feedback.position is None else f"{(now_ns - self._feedback.stamp_ns) * 1e-6:.1f}"
             return {
                 "chunk_age_ms": age,
                 "late_rows": c.late_rows,
@@ -154,22 +164,26 @@ class Executor:
         with self._lock:
             self._supervisor.handle(Event.CONFIGURED, "configured; call executor/arm to move")
 
+    def cleaned_up(self) -> None:
+        """Nothing is connected any more."""
+        with self._lock:
+            self._engaged = False
+            self._supervisor.handle(Event.CLEANED_UP, "not configured")
+
     def on_joint_state(self, names: Sequence[str], positions: Sequence[float], stamp_ns: int) -> str | None:
         """Take an encoder reading; returns why it was refused, if it was. An unusable reading counts as none."""
         try:
-            measured = self.robot.reorder(list(names), np.asarray(positions, dtype=np.float64))
+            with self._lock:
+                self._feedback.take(names, positions, stamp_ns)
         except ValueError as error:
             self.counters.joint_states_refused += 1
             return str(error)
-        with self._lock:
-            if stamp_ns > self._measured_ns:
-                self._measured, self._measured_ns = measured, stamp_ns
         return None
 
     def on_chunk(self, message: ChunkMessage, now_ns: int) -> Refusal | None:
         """Take an action chunk; returns why it was refused, if it was. Old and repeated chunks are ignored."""
         checked = chunk_from_message(self.robot, message, self.config.position_margin)
-        curve = None if isinstance(checked, Refusal) else ChunkCurve.of(checked, self.robot.gripper_indices)
+        curve = None if isinstance(checked, Refusal) else self._curve_of(checked)
         with self._lock:
             if isinstance(checked, Refusal):
                 return self._refuse(checked)
@@ -226,21 +240,22 @@ class Executor:
                 return True, f"already armed, {state.value}"
             if state is not State.DISARMED:
                 return False, f"cannot arm while {state.value}: {self._supervisor.reason}"
-            stale = self._stale(now_ns)
+            stale = self._feedback.stale(now_ns)
             if stale is not None:
                 return False, f"cannot arm: {stale}"
-            assert self._measured is not None
+            measured = self._feedback.position
+            assert measured is not None
             limits, margin = self.robot.limits, self.config.position_margin
-            excess = np.maximum(limits.lower - self._measured, self._measured - limits.upper)
+            excess = np.maximum(limits.lower - measured, measured - limits.upper)
             j = int(np.argmax(excess))
             if excess[j] > margin:
                 return False, (
-                    f"cannot arm: {self.robot.joint_names[j]} is at {self._measured[j]:.3f} rad, outside its limits "
+                    f"cannot arm: {self.robot.joint_names[j]} is at {measured[j]:.3f} rad, outside its limits "
                     f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}; move it back by hand"
                 )
-            self._limiter.reset(np.clip(self._measured, limits.lower, limits.upper))
+            self._limiter.reset(np.clip(measured, limits.lower, limits.upper))
             self._rest = self._limiter.motion
-            self._history[:] = self._rest.position
+            self._feedback.begin(self._rest.position)
             self._timeline.drop(now_ns)
             self._engaged = self._fresh = True
             self._blind = False
@@ -297,8 +312,7 @@ class Executor:
         return Motion.at_rest(np.clip(wanted.position, self.robot.limits.lower, self.robot.limits.upper))
 
     def _remember(self, setpoint: Array) -> Array:
-        self._history[self._history_at] = setpoint
-        self._history_at = (self._history_at + 1) % len(self._history)
+        self._feedback.commanded(setpoint)
         return setpoint
 
     def _release(self, now_ns: int) -> None:
@@ -313,29 +327,20 @@ class Executor:
 
     # -- watching -------------------------------------------------------------------------------------------------
 
+    def _curve_of(self, chunk: Chunk) -> ChunkCurve:
+        return ChunkCurve.of(chunk, self.robot.limits, self.robot.gripper_indices)
+
     def _refuse(self, refusal: Refusal) -> Refusal:
         self.counters.chunks_refused += 1
         self.counters.last_refusal = refusal.reason
         return refusal
 
     def _check_against_arm(self, chunk: Chunk, now_ns: int) -> Refusal | None:
-        stale = self._stale(now_ns)
+        stale = self._feedback.stale(now_ns)
         if stale is not None:
             return Refusal("joint state", f"an action chunk needs a measured position to start from: {stale}")
-        assert self._measured is not None
-        return check_start(self.robot, chunk, now_ns, self._measured)
-
-    def _stale(self, now_ns: int) -> str | None:
-        """Why there is no fresh encoder reading; None when there is one."""
-        limit = self.config.joint_state_timeout_s
-        if self._measured is None:
-            return "no joint state has come yet; is the driver running?"
-        age = (now_ns - self._measured_ns) * 1e-9
-        if age > limit:
-            return f"joint_states silent for {age:.2f} s (limit {limit:.2f} s); is the driver running?"
-        if age < -self.config.max_future_s:
-            return f"joint_states stamped {-age:.2f} s in the future; are the machines' clocks synchronised?"
-        return None
+        assert self._feedback.position is not None
+        return check_start(self.robot, chunk, now_ns, self._feedback.position)
 
     def _watch_clock(self, now_ns: int) -> None:
         if self._last_tick_ns is None:
@@ -345,14 +350,14 @@ class Executor:
             self.counters.clock_jumps += 1
             if self._engaged:
                 self._halt(f"the command loop stood still or its clock jumped, by {gap:.3f} s", now_ns)
-            # Readings and epochs of a clock that was ahead would hide everything that comes now.
             if gap <= 0.0:
+                # An epoch of a clock that was ahead would hide every chunk that comes now.
                 self._timeline.drop(now_ns)
-                self._measured_ns = min(self._measured_ns, now_ns)
+                self._feedback.clock_went_back(now_ns)
 
     def _watch_inputs(self, now_ns: int) -> None:
         state = self._supervisor.state
-        stale = self._stale(now_ns)
+        stale = self._feedback.stale(now_ns)
         if stale is not None:
             self._error_since_ns = None
             if not self._blind:
@@ -383,18 +388,14 @@ class Executor:
 
     def _watch_tracking(self, now_ns: int) -> None:
         """A measured arm joint that is far from every recent command is a fault."""
-        assert self._measured is not None
-        low, high = self._history.min(axis=0), self._history.max(axis=0)
-        errors = np.maximum(np.maximum(low - self._measured, self._measured - high), 0.0)[self._arm_joints]
-        j = int(np.argmax(errors))
-        self._tracking_error = float(errors[j])
+        self._tracking_error, joint = self._feedback.tracking_error()
         if self._tracking_error <= self.config.max_tracking_error:
             self._error_since_ns = None
             return
         if self._error_since_ns is None:
             self._error_since_ns = now_ns
         if (now_ns - self._error_since_ns) * 1e-9 >= self.config.tracking_error_s:
-            name = self.robot.joint_names[self._arm_joints[j]]
+            name = self.robot.joint_names[joint]
             reason = (
                 f"tracking error: {name} is {self._tracking_error:.3f} rad from its command "
                 f"(limit {self.config.max_tracking_error:g}); is it blocked, or was the arm moved? Disarm and arm again"

@@ -129,6 +129,11 @@ class Supervisor:
         self.reason = reason
         return True
 
+    @property
+    def pending(self) -> bool:
+        """True while there are changes to collect."""
+        return bool(self._changes)
+
     def changes(self) -> list[Change]:
         """Take the changes since the last call, oldest first."""
         out = []

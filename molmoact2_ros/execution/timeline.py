@@ -1,29 +1,25 @@
 """The present action chunk as a smooth motion in absolute time.
 
-A chunk is sampled at `now`, so a late row is simply in the past. Arm joints follow the natural cubic spline through
-the rows (C2), grippers the straight lines between theirs. On a new chunk the difference to the present motion
-(position, velocity and acceleration) is faded out by a quintic, so the sum is C2 as well; grippers take the new
-target at once. Towards the end of the horizon the chunk's own time is slowed down, so that the arm comes to rest on
-the path within the horizon.
+A chunk is sampled at `now`, so a late row is simply in the past. On a new chunk the difference to the present motion
+(position, velocity and acceleration) is faded out by a quintic, so the sum is C2 like the chunk's curve; grippers
+take the new target at once. Towards the end of the horizon the chunk's own time is slowed down, so that the arm
+comes to rest on the path and within the horizon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 from molmoact2_ros.embodiments import JointLimits
 from molmoact2_ros.execution.chunk import Chunk
+from molmoact2_ros.execution.curve import ChunkCurve, fade_duration, fade_out
 from molmoact2_ros.execution.motion import Motion
 
 Array = NDArray[np.float64]
-
-LONGEST_BLEND_S = 1.0
 
 
 class Order(Enum):
@@ -35,60 +31,11 @@ class Order(Enum):
     OLD_EPOCH = "observed before the last arming, reset, task or stop"
 
 
-@dataclass(frozen=True)
-class ChunkCurve:
-    """A chunk's rows as piecewise cubics: `coefficients` (4, h - 1, dof), highest power first, from `knots` (h,).
-
-    Knots are in s after the chunk's stamp. A chunk of one row has one constant piece.
-    """
-
-    chunk: Chunk
-    knots: Array
-    coefficients: Array
-
-    @staticmethod
-    def of(chunk: Chunk, gripper_indices: Sequence[int]) -> ChunkCurve:
-        """Fit the curve; grippers (`gripper_indices`) get straight lines."""
-        rows = chunk.rows
-        knots = (np.arange(len(rows)) + 1) / chunk.rate_hz
-        if len(rows) == 1:
-            return ChunkCurve(chunk, knots, np.concatenate((np.zeros((3, 1, rows.shape[1])), rows[None]), axis=0))
-        coefficients = np.array(CubicSpline(knots, rows, bc_type="natural").c)
-        for j in gripper_indices:
-            coefficients[:2, :, j] = 0.0
-            coefficients[2, :, j] = np.diff(rows[:, j]) * chunk.rate_hz
-            coefficients[3, :, j] = rows[:-1, j]
-        return ChunkCurve(chunk, knots, coefficients)
-
-    def at(self, t: float) -> tuple[Array, Array, Array]:
-        """Position, velocity, acceleration (dof,) at `t` s after the stamp; before the first row a straight line on."""
-        before = min(0.0, t - self.knots[0])
-        t = max(t, self.knots[0])
-        i = min(int((t - self.knots[0]) * self.chunk.rate_hz), self.coefficients.shape[1] - 1)
-        x = t - self.knots[i]
-        c3, c2, c1, c0 = self.coefficients[:, i]
-        velocity = c1 + x * (2.0 * c2 + 3.0 * x * c3)
-        return c0 + x * (c1 + x * (c2 + x * c3)) + before * velocity, velocity, 2.0 * c2 + 6.0 * x * c3
-
-
-def fade_out(position: Array, velocity: Array, acceleration: Array, duration_s: float) -> Array:
-    """Coefficients (6, n), lowest power first, of the quintic from the given state to zeros at `duration_s`."""
-    d = duration_s
-    c0, c1, c2 = position, velocity, acceleration / 2.0
-    # What the first three terms leave at `d`, in position, velocity and acceleration, the last three take off.
-    e0, e1, e2 = -(c0 + d * (c1 + d * c2)), -(c1 + 2.0 * d * c2), -2.0 * c2
-    c3 = (10.0 * e0 - 4.0 * d * e1 + 0.5 * d * d * e2) / d**3
-    c4 = (-15.0 * e0 + 7.0 * d * e1 - d * d * e2) / d**4
-    c5 = (6.0 * e0 - 3.0 * d * e1 + 0.5 * d * d * e2) / d**5
-    return np.stack((c0, c1, c2, c3, c4, c5))
-
-
 class Timeline:
     """The chunk that is being executed, spliced to the motion before it.
 
     Args:
-        blend_s: the shortest time in which a difference is faded out; a large one takes longer, so that the fade alone
-            needs at most half of the velocity and acceleration limits.
+        blend_s: the shortest time in which a difference is faded out; a large one takes longer (`fade_duration`).
         slow_down_s: the last part of the horizon, in which the arm slows down to rest.
     """
 
@@ -132,17 +79,11 @@ class Timeline:
         self._at_s = (at_ns - chunk.stamp_ns) * 1e-9
         self._end_s = len(chunk.rows) / chunk.rate_hz
         position, velocity, acceleration = self._on_curve(self._at_s)
-        offset = motion.position - position
-        offset[self._grippers] = 0.0
-        self._blend = max(
-            self._blend_s,
-            float(np.max(2.0 * 1.875 * np.abs(offset) / self._limits.velocity)),
-            float(np.max(np.sqrt(2.0 * 5.774 * np.abs(offset) / self._limits.acceleration))),
-        )
-        self._blend = min(self._blend, max(LONGEST_BLEND_S, self._blend_s))
-        fade = fade_out(offset, motion.velocity - velocity, motion.acceleration - acceleration, self._blend)
-        fade[:, self._grippers] = 0.0
-        self._fade = fade
+        offsets = motion.position - position, motion.velocity - velocity, motion.acceleration - acceleration
+        for offset in offsets:
+            offset[self._grippers] = 0.0
+        self._blend = fade_duration(*offsets, self._limits, self._blend_s)
+        self._fade = fade_out(*offsets, self._blend)
         # A chunk adopted in its last moments still gets the time to fade out the difference to its last row.
         self._done_s = max(self._end_s, self._at_s + self._blend)
 
