@@ -1,0 +1,160 @@
+"""The recorder writes what was published, byte for byte, one bag an episode, and never loses a bag to a signal."""
+
+from __future__ import annotations
+
+import array
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from rosbags.rosbag2 import Reader
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from visual_process import Peer, peer, running
+
+from molmoact2_ros.nodes.node_base import LATCHED, SENSOR
+from molmoact2_ros.recording.recover import recover
+
+
+@pytest.fixture
+def robot() -> Iterator[Peer]:
+    with peer() as one:
+        yield one
+
+
+class Publishers:
+    """What the rest of the robot would publish."""
+
+    def __init__(self, robot: Peer) -> None:
+        self.robot = robot
+        node = robot.node
+        self.image = node.create_publisher(Image, "cameras/front/image_raw", SENSOR)
+        self.joints = node.create_publisher(JointState, "joint_states", SENSOR)
+        self.task = node.create_publisher(String, "task", LATCHED)
+        self.episode = node.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
+        # What is on the wire: padding between CDR fields is not the same each time that a message is serialized.
+        every = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self.images: list[bytes] = robot.listen(Image, "cameras/front/image_raw", every, raw=True)
+        self.states: list[bytes] = robot.listen(JointState, "joint_states", every, raw=True)
+        self.count = 0
+
+    def matched(self) -> bool:
+        """Whether the recorder listens to every publisher, besides this peer's own subscriptions."""
+        wanted = ((self.image, 2), (self.joints, 2), (self.task, 1), (self.episode, 1))
+        return all(publisher.get_subscription_count() >= count for publisher, count in wanted)
+
+    def tick(self) -> None:
+        self.count += 1
+        image = Image(height=24, width=32, encoding="rgb8", step=96)
+        image.header.stamp.sec = self.count
+        pixels = array.array("B")
+        pixels.frombytes(np.random.default_rng(self.count).integers(0, 256, 24 * 32 * 3, dtype=np.uint8).tobytes())
+        image.data = pixels
+        joints = JointState(name=["a", "b"], position=[float(self.count), 0.5])
+        self.image.publish(image)
+        self.joints.publish(joints)
+
+    def say_episode(self, number: int, message: str) -> None:
+        values = [KeyValue(key="episode", value=str(number))]
+        self.episode.publish(DiagnosticStatus(name="episode", message=message, values=values))
+
+
+def bag_of(path: Path) -> dict[str, list[bytes]]:
+    """Messages of a bag by topic."""
+    found: dict[str, list[bytes]] = {}
+    with Reader(path) as reader:
+        for connection, _, data in reader.messages():
+            found.setdefault(connection.topic, []).append(bytes(data))
+    return found
+
+
+def custom_data(path: Path) -> dict[str, str]:
+    information = yaml.safe_load((path / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    return dict(information["custom_data"])
+
+
+def test_recorded_by_service_byte_for_byte(robot: Peer, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {
+        "directory": str(tmp_path / "bags"),
+        "cameras": ["front"],
+        "checkpoint": "a/checkpoint",
+    }
+    with running("recorder_node", tmp_path / "log", parameters) as node:
+        out = Publishers(robot)
+        robot.until(out.matched, "the recorder subscribes")
+        out.task.publish(String(data="pick up the red cube"))
+        assert "start one first" in robot.call(Trigger, "recorder/stop", Trigger.Request()).message
+        started = robot.call(Trigger, "recorder/start", Trigger.Request())
+        assert started.success, started.message
+        before = out.count
+        robot.until(lambda: out.count >= before + 40, "forty ticks", meanwhile=out.tick)
+        assert not robot.call(Trigger, "recorder/start", Trigger.Request()).success
+        stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
+        assert stopped.success, stopped.message
+        bag = Path(stopped.message)
+        assert bag == tmp_path / "bags" / "episode_0001"
+        found = bag_of(bag)
+        assert len(found["/so101/cameras/front/image_raw"]) >= 38
+        assert set(found["/so101/cameras/front/image_raw"]) <= set(out.images)
+        assert set(found["/so101/joint_states"]) <= set(out.states)
+        assert [deserialize_message(data, String).data for data in found["/so101/task"]] == ["pick up the red cube"]
+        custom = custom_data(bag)
+        assert (custom["robot"], custom["task"], custom["checkpoint"]) == (
+            "so101",
+            "pick up the red cube",
+            "a/checkpoint",
+        )
+        audit = json.loads(custom["audit"])["/so101/joint_states"]
+        assert audit["messages"] == len(found["/so101/joint_states"])
+
+        robot.call(Trigger, "recorder/start", Trigger.Request())
+        assert robot.call(Trigger, "recorder/discard", Trigger.Request()).success
+        assert sorted(path.name for path in bag.parent.iterdir()) == ["episode_0001"]
+        assert node.end() == 0, node.output()
+        assert "episode_0001 is on disk" in node.output()
+
+
+def test_follows_episodes_and_survives_sigterm(robot: Peer, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
+    with running("recorder_node", tmp_path / "log", parameters) as node:
+        out = Publishers(robot)
+        robot.until(out.matched, "the recorder subscribes")
+        metadata = [tmp_path / f"episode_{i:04d}" / "metadata.yaml" for i in (1, 2, 3)]
+        for number, ending in ((1, "success"), (2, "failure")):
+            out.say_episode(number, "running")
+            begun = out.count
+            robot.until(lambda begun=begun: out.count >= begun + 10, "ten ticks", meanwhile=out.tick)
+            out.say_episode(number, ending)
+            robot.until(metadata[number - 1].exists, f"bag {number} is finished")
+            assert custom_data(metadata[number - 1].parent)["outcome"] == ending
+        out.say_episode(3, "running")
+        robot.until(metadata[2].parent.exists, "the third bag is open")
+        begun = out.count
+        robot.until(lambda: out.count >= begun + 10, "ten ticks", meanwhile=out.tick)
+        assert node.end(signal.SIGTERM) == 0, node.output()
+        assert custom_data(metadata[2].parent)["outcome"] == "interrupted"
+        assert bag_of(metadata[2].parent)["/so101/joint_states"]
+
+
+def test_a_killed_recorder_leaves_a_bag_that_can_be_recovered(robot: Peer, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
+    with running("recorder_node", tmp_path / "log", parameters) as node:
+        out = Publishers(robot)
+        robot.until(out.matched, "the recorder subscribes")
+        robot.call(Trigger, "recorder/start", Trigger.Request())
+        mcap = tmp_path / "episode_0001" / "episode_0001.mcap"
+        robot.until(lambda: mcap.stat().st_size > 20_000, "the first chunks are on disk", meanwhile=out.tick)
+        node.end(signal.SIGKILL)
+    found = bag_of(recover(tmp_path / "episode_0001"))
+    assert len(found["/so101/joint_states"]) > 10
+    assert set(found["/so101/joint_states"]) <= set(out.states)
+    with running("recorder_node", tmp_path / "log2", parameters) as node:
+        robot.until(lambda: "was left unfinished" in node.output(), "the next recorder says so")
