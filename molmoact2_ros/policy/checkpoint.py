@@ -240,8 +240,8 @@ def _check_range(metadata: Mapping[str, Any], mode: str, tag: str, robot: Embodi
         index = int(np.argmax(outside))
         raise CheckpointError(
             f"norm tag {tag!r}: its targets for {robot.joint_names[index]} span {low[index]:.2f} to {high[index]:.2f} "
-            f"rad, but the joint goes from {robot.limits.lower[index]:.2f} to {robot.limits.upper[index]:.2f}; the units "
-            "or the frame of this checkpoint are not those of this robot"
+            f"rad, but the joint goes from {robot.limits.lower[index]:.2f} to {robot.limits.upper[index]:.2f}; the "
+            "units or the frame of this checkpoint are not those of this robot"
         )
 
 

@@ -1,0 +1,285 @@
+"""Policy node: pictures, joint states and the task in; action chunks and depth codes out.
+
+Inference runs in a thread of its own on the newest inputs; the spinning thread only takes messages in and watches over
+them. When an input falls silent nothing is published, and one line says which.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from molmoact2_ros.embodiments import Embodiment, embodiment
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.policy_messages import chunk_message, grid_message, nanoseconds, rgb_from_image
+from molmoact2_ros.policy import BACKENDS, Observation, Policy, Prediction, open_policy
+from molmoact2_ros.policy.inputs import Inputs, Problem
+
+WARM_UP_SIZE = (240, 320, 3)
+RETRY_S = 0.5
+"""Pause after a failed inference: the reason rarely goes away with the next picture."""
+JOIN_S = 10.0
+"""How long an orderly end waits for the inference in flight."""
+
+
+class PolicyNode(MolmoNode):
+    """See the module.
+
+    Invariant: only the worker thread calls the policy, and it publishes under the lock that guards inputs and epoch; so
+    a chunk that was observed before the last task message is dropped, and nothing is published after `stop`.
+    """
+
+    PARAMETERS = (
+        Parameter("checkpoint", "", "Directory in the released format, bundled name, or Hugging Face id."),
+        Parameter("norm_tag", "", "Tag in norm_stats.json. Has no default: another tag is another robot's scaling."),
+        Parameter("backend", "reference", f"What runs the model: {', '.join(BACKENDS)}."),
+        Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
+        Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
+        Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
+        Parameter("seed", 0, "Seed of the flow's noise.", 0, 2**31 - 1),
+        Parameter("cameras", [""], "The robot's cameras in prompt order; empty: as the checkpoint names them."),
+        Parameter("max_rate_hz", 0.0, "Chunks a second at most; 0: as fast as they come, Hz.", 0.0, 100.0),
+        Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
+        Parameter("state_timeout_s", 0.25, "Silence of the joint states after which publishing stops, s.", 0.02, 10.0),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("policy")
+        self._changed = threading.Condition()
+        self._policy: Policy | None = None
+        self._inputs: Inputs | None = None
+        self._worker: threading.Thread | None = None
+        self._running = False
+        self._logged: dict[str, str] = {}
+        self._failure = ""
+        self._counts = {"chunks": 0, "dropped": 0, "failures": 0}
+        self._last: dict[str, object] = {}
+        self._latencies: deque[float] = deque(maxlen=200)
+
+    # -- lifecycle --------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        self._robot: Embodiment = embodiment(self.param("robot"))
+        cameras = tuple(name for name in self.param("cameras") if name)
+        self._policy = open_policy(
+            self.param("checkpoint"),
+            self._robot,
+            self.param("norm_tag"),
+            backend=self.param("backend"),
+            device=self.param("device"),
+            dtype=self.param("dtype"),
+            threads=self.param("threads"),
+            seed=self.param("seed"),
+            cameras=cameras or None,
+            log=self.get_logger().warning,
+        )
+        used = self._policy.checkpoint.cameras
+        self._warm_up(self._policy, used)
+        self._inputs = Inputs(used, self.param("camera_timeout_s"), self.param("state_timeout_s"))
+        self._chunks = self.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self._codes = self.create_publisher(Image, "policy/depth_codes", NEWEST)
+        self._updated = self.create_publisher(Image, "policy/depth_updated", NEWEST)
+        self._listeners = [
+            self.create_subscription(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
+            for name in used
+        ]
+        self._listeners.append(self.create_subscription(JointState, "joint_states", self._on_joints, SENSOR))
+        self._listeners.append(self.create_subscription(String, "task", self._on_task, LATCHED))
+        self._watch_timer = self.create_timer(0.1, self._watch)
+        # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
+        sys.setswitchinterval(1e-3)
+        opened = self._policy.checkpoint
+        depth = f"depth {opened.depth_side} x {opened.depth_side}" if opened.depth_side else "no depth reasoning"
+        self.get_logger().info(f"{opened.directory.name}: tag {opened.norm_tag}, cameras {', '.join(used)}, {depth}")
+
+    def start(self) -> None:
+        self._running = True
+        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._worker.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._running = False
+            self._changed.notify_all()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.join(JOIN_S)
+
+    def teardown(self) -> None:
+        self.stop()
+        if self._inputs is None:
+            return
+        self._inputs = None
+        self._policy = None
+        self.destroy_timer(self._watch_timer)
+        for listener in self._listeners:
+            self.destroy_subscription(listener)
+        for publisher in (self._chunks, self._codes, self._updated):
+            self.destroy_publisher(publisher)
+
+    def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
+        if self._inputs is None:
+            return DiagnosticStatus.OK, "not configured", {}
+        with self._changed:
+            problem = self._inputs.problem(self.now_ns())
+            values: dict[str, object] = {"task": self._inputs.task, **self._counts, **self._last}
+            latencies = np.array(self._latencies)
+        if latencies.size:
+            for share in (50, 99):
+                values[f"latency_p{share}_ms"] = f"{np.percentile(latencies, share):.1f}"
+        if problem is not None:
+            level = DiagnosticStatus.WARN if problem.waiting else DiagnosticStatus.ERROR
+            return level, problem.message, values
+        if self._failure:
+            return DiagnosticStatus.ERROR, self._failure, values
+        return DiagnosticStatus.OK, "publishing" if self._running else "inactive", values
+
+    # -- inputs (spinning thread) -----------------------------------------------------------------------------------
+
+    def _on_image(self, name: str, message: Image) -> None:
+        try:
+            image = rgb_from_image(message)
+        except ValueError as error:
+            self._log_edge(f"camera {name}", f"camera {name!r}: {error}")
+            return
+        self._log_edge(f"camera {name}", "")
+        with self._changed:
+            if self._inputs is not None:
+                self._inputs.on_image(name, image, nanoseconds(message.header.stamp), self.now_ns())
+                self._changed.notify_all()
+
+    def _on_joints(self, message: JointState) -> None:
+        try:
+            joints = self._robot.reorder(message.name, message.position)
+        except ValueError as error:
+            self._log_edge("joint_states", f"joint state ignored: {error}")
+            return
+        self._log_edge("joint_states", "")
+        with self._changed:
+            if self._inputs is not None:
+                self._inputs.on_joints(joints, nanoseconds(message.header.stamp), self.now_ns())
+
+    def _on_task(self, message: String) -> None:
+        with self._changed:
+            if self._inputs is None:
+                return
+            accepted = self._inputs.on_task(message.data, self.now_ns())
+            self._changed.notify_all()
+        if accepted:
+            self.get_logger().info(f"task: {message.data}")
+        self._watch()
+
+    def _watch(self) -> None:
+        """Say, when it changes, why nothing is published."""
+        with self._changed:
+            problem = self._inputs.problem(self.now_ns()) if self._inputs is not None and self._running else None
+        before = self._logged.get("inputs", "")
+        kind = problem.kind if problem is not None else ""
+        if kind == before:
+            return
+        self._logged["inputs"] = kind
+        if problem is None:
+            self.get_logger().info("all inputs are fresh: publishing")
+        elif problem.waiting:
+            self.get_logger().info(f"waiting: {problem.message}")
+        else:
+            self.get_logger().error(_stopped(problem))
+
+    def _log_edge(self, key: str, text: str) -> None:
+        if text and text != self._logged.get(key):
+            self.get_logger().error(text)
+        self._logged[key] = text
+
+    # -- inference (worker thread) ----------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        policy, inputs = self._policy, self._inputs
+        assert policy is not None and inputs is not None
+        rate = float(self.param("max_rate_hz"))
+        period = 1.0 / rate if rate > 0.0 else 0.0
+        epoch, due = -1, 0.0
+        while True:
+            with self._changed:
+                observation: Observation | None = None
+                while self._running and observation is None:
+                    wait = due - time.monotonic()
+                    if wait <= 0.0:
+                        observation = inputs.observation(self.now_ns())
+                    if observation is None:
+                        self._changed.wait(min(max(wait, 0.001), 0.1) if wait > 0.0 else 0.1)
+                if observation is None:
+                    return
+                renewed, epoch = inputs.epoch != epoch, inputs.epoch
+            due = time.monotonic() + period
+            if renewed:
+                policy.reset()
+            try:
+                prediction = policy.infer(observation)
+            except Exception as error:  # the node stays alive to say so; the executor holds without chunks
+                self._failed(error)
+                due = time.monotonic() + RETRY_S
+                continue
+            self._failure = ""
+            self._log_edge("inference", "")
+            self._publish(prediction, epoch)
+
+    def _publish(self, prediction: Prediction, epoch: int) -> None:
+        """Send one prediction, unless the task or the state of the node has changed since it was observed."""
+        assert self._policy is not None and self._inputs is not None
+        frame_id = f"{self._policy.checkpoint.cameras[0]}_optical_frame"
+        chunk = chunk_message(prediction, self._robot.joint_names)
+        grids = []
+        if prediction.depth_codes is not None and prediction.depth_updated is not None:
+            updated = np.where(prediction.depth_updated, np.uint8(255), np.uint8(0))
+            grids = [
+                (self._codes, grid_message(prediction.depth_codes, prediction.stamp_ns, frame_id)),
+                (self._updated, grid_message(updated, prediction.stamp_ns, frame_id)),
+            ]
+        with self._changed:
+            if not self._running or self._inputs.epoch != epoch:
+                self._counts["dropped"] += 1
+                return
+            self._chunks.publish(chunk)
+            for publisher, message in grids:
+                publisher.publish(message)
+            self._counts["chunks"] += 1
+            self._latencies.append(prediction.timings_ms["total"])
+            self._last = {
+                "latency_ms": f"{prediction.timings_ms['total']:.1f}",
+                **{f"{key}_ms": f"{value:.1f}" for key, value in prediction.timings_ms.items() if key != "total"},
+                "forwards": prediction.forwards,
+                "input_age_ms": f"{(self.now_ns() - prediction.stamp_ns) / 1e6:.1f}",
+                "updated_cells": None if prediction.depth_updated is None else int(prediction.depth_updated.sum()),
+            }
+
+    def _failed(self, error: Exception) -> None:
+        self._counts["failures"] += 1
+        self._failure = f"inference failed: {error}"
+        self._log_edge("inference", self._failure)
+
+    def _warm_up(self, policy: Policy, cameras: tuple[str, ...]) -> None:
+        """Run once on a black picture: the first call is slow, and a checkpoint that cannot run is refused here."""
+        now = self.now_ns()
+        images = {name: np.zeros(WARM_UP_SIZE, np.uint8) for name in cameras}
+        policy.infer(Observation(images, dict.fromkeys(cameras, now), self._robot.rest_position, now, "hold still"))
+        policy.reset()
+
+
+def _stopped(problem: Problem) -> str:
+    return f"publishing stops: {problem.message}"
+
+
+main = main_of(lambda: PolicyNode())
+
+if __name__ == "__main__":
+    main()

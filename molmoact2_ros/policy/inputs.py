@@ -1,0 +1,131 @@
+"""The newest of every input of the policy, and what is wrong with them. Times are handed in; not thread-safe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.policy.interface import Observation
+
+FUTURE_NS = 100_000_000
+"""A stamp further ahead than this comes from a clock that is not in step."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why no chunk is made. `kind` stays the same as long as the cause does; `waiting` is no fault."""
+
+    kind: str
+    message: str
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class _Sample:
+    value: NDArray
+    stamp_ns: int
+    arrival_ns: int
+
+
+class Inputs:
+    """Collects frames, joint states and the task.
+
+    Invariant: `observation` gives only inputs that are all fresh and of this epoch, with every frame newer than the one
+    given before.
+    """
+
+    def __init__(self, cameras: Sequence[str], camera_timeout_s: float, joints_timeout_s: float) -> None:
+        self._cameras = tuple(cameras)
+        self._limits = {name: camera_timeout_s for name in cameras} | {"": joints_timeout_s}
+        self._samples: dict[str, _Sample] = {}
+        self._used: dict[str, int] = {}
+        self._task = ""
+        self._task_problem = Problem("task", "no task yet: publish one on the topic 'task'", waiting=True)
+        self._not_before_ns = 0
+        self.epoch = 0
+        """Counts the task messages: what was observed under another epoch no longer counts."""
+
+    @property
+    def task(self) -> str:
+        """What to do; empty while there is none."""
+        return self._task
+
+    def on_image(self, camera: str, image: NDArray[np.uint8], stamp_ns: int, now_ns: int) -> None:
+        """Take a frame (height, width, 3), captured at `stamp_ns`."""
+        self._take(camera, image, stamp_ns, now_ns)
+
+    def on_joints(self, joints: NDArray[np.float64], stamp_ns: int, now_ns: int) -> None:
+        """Take measured positions (dof,), rad, ROS order."""
+        self._take("", joints, stamp_ns, now_ns)
+
+    def on_task(self, text: str, now_ns: int) -> bool:
+        """Begin a new epoch with this task. Returns False, and leaves no task, when the text says nothing.
+
+        What was seen before belongs to the last epoch and is not used again.
+        """
+        self.epoch += 1
+        self._not_before_ns = now_ns
+        says_something = any(character.isalnum() for character in text)
+        self._task = text if says_something else ""
+        self._task_problem = Problem(
+            "task", f"the task {text!r} is empty: publish on 'task' what to do, for example 'pick up the red cube'"
+        )
+        return says_something
+
+    def problem(self, now_ns: int) -> Problem | None:
+        """The first reason for which nothing can be predicted now, None when every input is fresh."""
+        for name in (*self._cameras, ""):
+            found = self._stale(name, now_ns)
+            if found is not None:
+                return found
+        return None if self._task else self._task_problem
+
+    def observation(self, now_ns: int) -> Observation | None:
+        """The newest observation, each of its frames new; None while something is missing or nothing has changed."""
+        if self.problem(now_ns) is not None:
+            return None
+        if any(self._samples[name].stamp_ns <= self._used.get(name, 0) for name in self._cameras):
+            return None
+        if any(sample.stamp_ns < self._not_before_ns for sample in self._samples.values()):
+            return None
+        frames = {name: self._samples[name] for name in self._cameras}
+        self._used = {name: frame.stamp_ns for name, frame in frames.items()}
+        state = self._samples[""]
+        return Observation(
+            images={name: frame.value for name, frame in frames.items()},
+            image_stamps_ns=dict(self._used),
+            joints=state.value,
+            joints_stamp_ns=state.stamp_ns,
+            task=self._task,
+        )
+
+    def _take(self, name: str, value: NDArray, stamp_ns: int, now_ns: int) -> None:
+        last = self._samples.get(name)
+        # Best-effort transport may deliver out of order; but a clock that was set back must not shut the input out.
+        if last is None or stamp_ns > last.stamp_ns or now_ns - last.arrival_ns > self._limits[name] * 1e9:
+            self._samples[name] = _Sample(value, stamp_ns, now_ns)
+            if stamp_ns < self._used.get(name, 0):
+                self._used.pop(name)
+
+    def _stale(self, name: str, now_ns: int) -> Problem | None:
+        what, unit = (f"camera {name!r}", "frame") if name else ("joint states", "message")
+        kind, limit = name or "joint_states", self._limits[name]
+        sample = self._samples.get(name)
+        if sample is None:
+            return Problem(kind + " absent", f"{what}: no {unit} yet; is its node running?", waiting=True)
+        silence, age = (now_ns - sample.arrival_ns) / 1e9, (now_ns - sample.stamp_ns) / 1e9
+        if silence > limit:
+            ask = "is the cable in?" if name else "is the driver running?"
+            return Problem(kind + " silent", f"{what}: no {unit} for {silence:.2f} s (limit {limit:.2f} s); {ask}")
+        if age > limit:
+            return Problem(
+                kind + " old",
+                f"{what}: the newest {unit} is {age:.2f} s old on arrival (limit {limit:.2f} s); are the hosts' clocks "
+                "in step, and is the network fast enough?",
+            )
+        if age * 1e9 < -FUTURE_NS:
+            return Problem(kind + " ahead", f"{what}: stamps lie {-age:.2f} s in the future; are the clocks in step?")
+        return None

@@ -1,0 +1,224 @@
+"""The policy node over real ROS, in its own process, with a tiny random checkpoint.
+
+Pins: chunks and depth grids carry the oldest stamp; a silent camera stops publishing and is named, and its return
+starts it again; an empty task stops publishing; what was seen before a task message is not used after it; a checkpoint that
+does not fit is refused with one line and a failing exit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from ros_process import Companion, NodeProcess, wait_until
+from sensor_msgs.msg import Image, JointState
+from small_checkpoints import ROBOT, make_checkpoint
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+from molmoact2_ros.nodes.policy_messages import nanoseconds
+
+START_S = 60.0
+"""Importing torch and lerobot on a busy core takes a quarter of a minute."""
+
+
+def arguments(**parameters: object) -> list[str]:
+    found = ["--ros-args", "-r", "__ns:=/so101"]
+    for name, value in {"norm_tag": ROBOT.norm_tag, "threads": 1, "max_rate_hz": 10.0, **parameters}.items():
+        found += ["-p", f"{name}:={value}"]
+    return found
+
+
+class Cell:
+    """Plays the robot: cameras and joint states at 20 Hz, and a listener to what the policy says."""
+
+    def __init__(self, companion: Companion) -> None:
+        node = companion.node
+        self.node = node
+        self.silent: set[str] = set()
+        self.captured: set[int] = set()
+        self.chunks: list[JointTrajectory] = []
+        self.codes: list[Image] = []
+        self.updated: list[Image] = []
+        self.status: dict[str, Any] = {}
+        self._images = {
+            name: node.create_publisher(Image, f"cameras/{name}/image_raw", SENSOR) for name in ROBOT.camera_names
+        }
+        self._joints = node.create_publisher(JointState, "joint_states", SENSOR)
+        self._task = node.create_publisher(String, "task", LATCHED)
+        node.create_subscription(JointTrajectory, "policy/action_chunk", self.chunks.append, NEWEST)
+        node.create_subscription(Image, "policy/depth_codes", self.codes.append, NEWEST)
+        node.create_subscription(Image, "policy/depth_updated", self.updated.append, NEWEST)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
+        node.create_timer(0.05, self._capture)
+
+    def task(self, text: str) -> int:
+        """Publish a task; returns the time just before, ns."""
+        now = self.node.get_clock().now().nanoseconds
+        self._task.publish(String(data=text))
+        return int(now)
+
+    def _capture(self) -> None:
+        stamp = self.node.get_clock().now()
+        self.captured.add(stamp.nanoseconds)
+        for name, publisher in self._images.items():
+            if name in self.silent:
+                continue
+            image = Image(height=24, width=32, encoding="rgb8", step=96)
+            image.header.stamp = stamp.to_msg()
+            image.data = array("B", np.full(24 * 96, 90, np.uint8).tobytes())
+            publisher.publish(image)
+        joints = JointState(name=list(reversed(ROBOT.joint_names)), position=ROBOT.rest_position[::-1].tolist())
+        joints.header.stamp = stamp.to_msg()
+        self._joints.publish(joints)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == "/so101/policy":
+                self.status = {"level": status.level, "message": status.message}
+                self.status |= {item.key: item.value for item in status.values}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def running(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeProcess, Cell]]:
+    log = tmp_path_factory.mktemp("log") / "policy.log"
+    with (
+        Companion() as companion,
+        NodeProcess("molmoact2_ros.nodes.policy_node", arguments(checkpoint=checkpoint), log) as process,
+    ):
+        cell = Cell(companion)
+        wait_until(lambda: "waiting" in process.output or process.popen.poll() is not None, "the node's start", START_S)
+        assert process.popen.poll() is None, process.output
+        yield process, cell
+        assert process.interrupt() == 0, process.output
+
+
+def settled(cell: Cell, what: str) -> None:
+    """Wait for three chunks from now on."""
+    start = len(cell.chunks)
+    wait_until(lambda: len(cell.chunks) >= start + 3, lambda: f"{what}; diagnostics: {cell.status}")
+
+
+def test_nothing_is_published_before_a_task(running: tuple[NodeProcess, Cell]) -> None:
+    process, cell = running
+    wait_until(
+        lambda: "no task yet" in str(cell.status.get("message")), lambda: f"a status that asks; {process.output}"
+    )
+    assert cell.chunks == []
+
+
+def test_chunk_and_depth_carry_the_oldest_observation(running: tuple[NodeProcess, Cell]) -> None:
+    _, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks")
+    chunk = cell.chunks[-1]
+    assert nanoseconds(chunk.header.stamp) in cell.captured
+    assert tuple(chunk.joint_names) == ROBOT.joint_names and len(chunk.points) == ROBOT.horizon
+    times = [point.time_from_start.sec + 1e-9 * point.time_from_start.nanosec for point in chunk.points]
+    np.testing.assert_allclose(times, np.arange(1, 31) / 30.0, atol=1e-8)
+    positions = np.array([point.positions for point in chunk.points])
+    assert np.all(positions > ROBOT.limits.lower) and np.all(positions < ROBOT.limits.upper)
+    wait_until(lambda: cell.codes and cell.updated, "depth grids")
+    grid = cell.codes[-1]
+    assert (grid.encoding, grid.height, grid.width, len(grid.data)) == ("mono8", 3, 3, 9)
+    assert {nanoseconds(image.header.stamp) for image in cell.codes} <= {
+        nanoseconds(c.header.stamp) for c in cell.chunks
+    }
+    assert set(cell.updated[-1].data) == {0}, "an unchanged picture re-predicts no cell"
+
+
+def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]) -> None:
+    _, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks")
+    wait_until(lambda: int(cell.status.get("chunks", 0)) > 0, "diagnostics with counts")
+    for key in ("latency_ms", "preprocess_ms", "vision_ms", "prefill_ms", "depth_ms", "flow_ms", "input_age_ms"):
+        assert float(cell.status[key]) > 0.0, key
+    assert int(cell.status["forwards"]) >= 1
+
+
+def test_every_task_message_starts_anew(running: tuple[NodeProcess, Cell]) -> None:
+    _, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks before")
+    assert set(cell.updated[-1].data) == {0}
+    sent = cell.task("pick up the red cube")
+    mark = len(cell.updated)
+    wait_until(lambda: any(set(image.data) == {255} for image in cell.updated[mark:]), "a frame with every cell anew")
+    anew = next(image for image in cell.updated[mark:] if set(image.data) == {255})
+    assert nanoseconds(anew.header.stamp) >= sent, "the first chunk of a task must not stem from before it"
+
+
+def test_silent_camera_stops_publishing_and_is_named(running: tuple[NodeProcess, Cell]) -> None:
+    process, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks before")
+    cell.silent.add("wrist")
+    try:
+        wait_until(lambda: "camera 'wrist': no frame for" in str(cell.status.get("message")), lambda: str(cell.status))
+        assert cell.status["level"] == b"\x02"
+        count = len(cell.chunks)
+        time.sleep(0.4)
+        assert len(cell.chunks) == count, "chunks went on without the wrist camera"
+        lines = [line for line in process.output.splitlines() if "camera 'wrist': no frame for" in line]
+        assert len(lines) == 1 and "limit 0.50 s); is the cable in?" in lines[0], lines
+    finally:
+        cell.silent.clear()
+    settled(cell, "chunks after the camera's return")
+    wait_until(lambda: cell.status["level"] == b"\x00", lambda: str(cell.status))
+
+
+def test_empty_task_stops_publishing(running: tuple[NodeProcess, Cell]) -> None:
+    process, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks before")
+    cell.task("  ")
+    wait_until(lambda: "the task '  ' is empty" in process.output, "a line about the empty task")
+    count = len(cell.chunks)
+    time.sleep(0.4)
+    assert len(cell.chunks) <= count + 1, "at most the message on its way arrives"
+    cell.task("pick up the red cube")
+    settled(cell, "chunks after")
+
+
+def test_spinning_thread_lives_during_inference(running: tuple[NodeProcess, Cell]) -> None:
+    _, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks")
+    seen = threading.Event()
+    subscription = cell.node.create_subscription(DiagnosticArray, "/diagnostics", lambda _: seen.set(), RELIABLE)
+    try:
+        wait_until(seen.is_set, "diagnostics while the model runs")
+    finally:
+        cell.node.destroy_subscription(subscription)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        ({"norm_tag": "''"}, "no norm tag given"),
+        ({"checkpoint": "/no/such/place"}, "/no/such/place: no such directory"),
+    ],
+)
+def test_refused_checkpoint_ends_the_node_with_one_line(
+    checkpoint: Path, tmp_path: Path, parameters: dict[str, str], line: str
+) -> None:
+    with NodeProcess(
+        "molmoact2_ros.nodes.policy_node", arguments(**{"checkpoint": checkpoint, **parameters}), tmp_path / "log"
+    ) as process:
+        assert process.popen is not None and process.popen.wait(START_S) == 1, process.output
+        lines = [text for text in process.output.splitlines() if "cannot configure" in text]
+        assert len(lines) == 1 and line in lines[0], process.output
