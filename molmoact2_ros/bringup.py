@@ -127,14 +127,15 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     if options.policy == "expert":
         found.append(node("expert_node"))
     else:
-        found.append(node("policy_node", threads=max(1, (os.cpu_count() or 2) // 2), checkpoint=checkpoint))
+        threads = max(1, (os.cpu_count() or 2) // 2)
+        found.append(node("policy_node", threads=threads, checkpoint=checkpoint, norm_tag=robot.norm_tag))
     found.append(node("executor_node"))
     if options.visualize or options.film or options.picture:
         found.append(node("visualizer_node", essential=False, checkpoint=checkpoint))
     if options.film or options.picture:
         found.append(node("film_node", essential=False, film=options.film, picture=options.picture))
     if options.record:
-        found.append(node("recorder_node", directory=options.record, checkpoint=checkpoint))
+        found.append(node("recorder_node", directory=options.record, checkpoint=checkpoint, config_file=config))
     if options.sim:
         found.append(
             node(

@@ -1,8 +1,8 @@
 """What every node of this package shares: lifecycle with autostart, described parameters, diagnostics, orderly ends.
 
 A node subclasses `MolmoNode`, lists its `PARAMETERS`, and implements `setup` (called on configure; may raise with a
-message for the user), `start` (on activate), `stop` (on deactivate) and `teardown` (serves cleanup, shutdown and error, and
-must be safe to call twice). `run_node` is its main.
+message for the user), `start` (on activate), `stop` (on deactivate) and `teardown` (serves cleanup, shutdown and
+error, and must be safe to call twice). `run_node` is its main.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ class MolmoNode(LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics)
         self.active = False
+        self.finished: int | None = None
+        """A node whose work has an end sets its exit status here; the process then ends in order."""
 
-    # -- for subclasses -------------------------------------------------------------------------------------------------
+    # -- for subclasses -------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
         """Open what the node needs. Raise with a message that tells the user what to do."""
@@ -188,7 +190,7 @@ def run_node(factory: Callable[[], MolmoNode]) -> int:
         if node.param("autostart") and not node.autostart():
             status = 1
             ended.set()
-        while not ended.is_set() and rclpy.ok():
+        while not ended.is_set() and node.finished is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.5)
     except ExternalShutdownException:
         pass
@@ -200,7 +202,7 @@ def run_node(factory: Callable[[], MolmoNode]) -> int:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-    return status
+    return status or node.finished or 0
 
 
 def main_of(factory: Callable[[], MolmoNode]) -> Callable[[], None]:

@@ -1,0 +1,215 @@
+"""`molmoact2`: the command line. Loads nothing heavy before it knows what it was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from molmoact2_ros.bringup import Options
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class UsageError(Exception):
+    """What was asked for cannot work on this machine; the message says what to do."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    from molmoact2_ros import __version__
+
+    root = argparse.ArgumentParser(prog="molmoact2", description="MolmoAct2 in closed loop on a robot arm, over ROS 2.")
+    root.add_argument("--version", action="version", version=f"molmoact2_ros {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    sim = commands.add_parser("sim", help="run episodes on a simulated cell")
+    _add_run_options(sim)
+    sim.add_argument("--record", default="", metavar="DIR", help="write one MCAP bag an episode into DIR")
+    sim.add_argument("--no-film", action="store_true", help="make no film and no picture (saves one core)")
+    sim.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    sim.set_defaults(run=_sim)
+
+    train = commands.add_parser(
+        "train-cell", help="train the small checkpoint of a simulated cell", add_help=False, prefix_chars="\0"
+    )
+    train.add_argument("rest", nargs=argparse.REMAINDER)
+    train.set_defaults(run=_train)
+
+    bench = commands.add_parser("bench", help="measure; each benchmark writes a page into benchmarks/")
+    benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
+    loop = benches.add_parser("loop", help="ages and periods of the closed loop on the simulated cell")
+    _add_run_options(loop, episodes=3)
+    loop.add_argument("--page", default="benchmarks/loop.md", metavar="FILE", help="page to write (%(default)s)")
+    loop.set_defaults(run=_bench_loop)
+    return root
+
+
+def _add_run_options(command: argparse.ArgumentParser, episodes: int = 10) -> None:
+    add = command.add_argument
+    add("--robot", default="so101", help="which cell (%(default)s)")
+    add("--task", default="pick up the red cube", help="what the robot is told (%(default)s)")
+    add("--episodes", type=int, default=episodes, metavar="N", help="how many (%(default)s)")
+    add("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
+    add("--policy", choices=("molmoact2", "expert"), default="molmoact2", help="who decides (%(default)s)")
+    add("--checkpoint", default="", metavar="DIR|ID", help="checkpoint directory or Hugging Face id (the cell's own)")
+    add("--episode-timeout", type=float, default=30.0, metavar="S", help="limit of one episode (%(default)s)")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="film, picture and logs (%(default)s)")
+
+
+def options_from(arguments: argparse.Namespace) -> Options:
+    """Return the bringup options for the parsed `arguments` of a run.
+
+    Raises:
+        UsageError: the checkpoint is not there, or this machine cannot render.
+        ValueError: an option has a value that cannot work.
+    """
+    from molmoact2_ros.bringup import Options, default_checkpoint
+
+    checkpoint = arguments.checkpoint
+    if checkpoint and Path(checkpoint).expanduser().is_dir():
+        checkpoint = str(Path(checkpoint).expanduser().resolve())
+    elif checkpoint and not _HUB_ID.fullmatch(checkpoint):
+        raise UsageError(f"{checkpoint!r} is neither a directory nor a Hugging Face id such as org/name")
+    own = default_checkpoint(arguments.robot)
+    if arguments.policy == "molmoact2" and not checkpoint and not (own / "config.json").is_file():
+        raise UsageError(
+            f"the checkpoint of the simulated {arguments.robot} cell is not in {own}; train it (molmoact2 train-cell), "
+            "name one (--checkpoint DIR) or let the expert drive (--policy expert)"
+        )
+    return Options(
+        robot=arguments.robot,
+        policy=arguments.policy,
+        checkpoint=checkpoint,
+        task=arguments.task,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        episode_timeout_s=arguments.episode_timeout,
+        link_prefix=f"molmoact2_{os.getpid()}",
+    )
+
+
+def _sim(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from molmoact2_ros.bringup import nodes
+    from molmoact2_ros.display import RunDisplay
+    from molmoact2_ros.processes import node_environment
+    from molmoact2_ros.session import orderly_signals, run_session
+
+    out = arguments.out.resolve()
+    options = options_from(arguments)
+    if not arguments.no_film:
+        options = replace(options, film=str(out / "demo.mp4"), picture=str(out / "demo.png"))
+    if arguments.record:
+        options = replace(options, record=str(Path(arguments.record).resolve()))
+    specs = nodes(options)
+    _check_renderer()
+    out.mkdir(parents=True, exist_ok=True)
+    for made in (options.film, options.picture):
+        if made:
+            Path(made).unlink(missing_ok=True)  # an old film must not pass for this run's
+
+    console = Console(stderr=True)
+    with orderly_signals(), RunDisplay(console, options.episodes) as display:
+        summary = run_session(specs, out / "log", node_environment(), display.hear)
+    summary = finished(summary, options)
+    if arguments.json:
+        print(json.dumps(summary))
+    else:
+        print(report(summary))
+    return OK
+
+
+def finished(summary: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Return the run's `summary` with what was chosen, and with the paths of what was really written (else None)."""
+
+    def written(path: str) -> str | None:
+        return path if path and Path(path).exists() else None
+
+    chosen = {"robot": options.robot, "policy": options.policy, "checkpoint": options.checkpoint or None}
+    files = {"film": written(options.film), "picture": written(options.picture), "record": written(options.record)}
+    return {**{key: value for key, value in summary.items() if key != "type"}, **chosen, **files}
+
+
+def report(summary: dict[str, Any]) -> str:
+    """Return the closing words of a run."""
+    episodes = summary["episodes"]
+    lines = [
+        f"{summary['successes']} of {episodes} episodes succeeded; the cube was reached in {summary['reached']}",
+        _percentile_line("policy latency (capture to chunk)", summary["policy_latency_ms"]),
+        _percentile_line("chunk age in use", summary["chunk_age_ms"]),
+    ]
+    lines += [f"{name:<8} {_shown(summary[name])}" for name in ("film", "picture", "record") if summary[name]]
+    return "\n".join(lines)
+
+
+def _percentile_line(name: str, values: dict[str, float] | None) -> str:
+    shown = "  ".join(f"{key} {value:.0f} ms" for key, value in values.items()) if values else "never measured"
+    return f"{name:<34} {shown}"
+
+
+def _shown(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def _check_renderer() -> None:
+    from molmoact2_ros.processes import renderer
+
+    if not os.environ.get("MUJOCO_GL") and not renderer():
+        raise UsageError("the simulated cameras need OpenGL: sudo apt install libegl1 libgl1-mesa-dri")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.training.train import main as train
+
+    return int(train(arguments.rest) or OK)
+
+
+def _bench_loop(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.loop import measure
+
+    _check_renderer()
+    page = measure(options_from(arguments), arguments.out.resolve(), Path(arguments.page))
+    print(f"written: {_shown(str(page))}")
+    return OK
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status. Errors are one line on standard error."""
+    arguments = parser().parse_args(argv)
+    from molmoact2_ros.session import NodeEndedError, SessionError, TerminatedError
+
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("molmoact2: interrupted; every node has ended", file=sys.stderr)
+        return INTERRUPTED
+    except TerminatedError as error:
+        print(f"molmoact2: {error}; every node has ended", file=sys.stderr)
+        return 128 + error.number
+    except (UsageError, ValueError, FileNotFoundError) as error:
+        print(f"molmoact2: {error}", file=sys.stderr)
+        return USAGE
+    except (SessionError, NodeEndedError, OSError) as error:
+        print(f"molmoact2: {error}", file=sys.stderr)
+        return FAILED
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
