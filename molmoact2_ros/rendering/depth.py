@@ -207,3 +207,8 @@ def colourize(
     rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     rgb[~good] = 128
     return np.asarray(rgb, dtype=np.uint8)
+
+
+def enlarged(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """`picture` (h, w, 3) stretched to (height, width, 3) without smoothing: what the model predicted, and no more."""
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)

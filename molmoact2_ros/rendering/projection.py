@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
 
 Array = NDArray[np.float64]
 
@@ -120,3 +123,39 @@ def points_of_depth(depth: NDArray[np.float32], calibration: Calibration) -> NDA
     k = np.asarray(calibration.k)
     rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], axis=-1)
     return (rays * depth[..., None]).reshape(-1, 3).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class MeasuredCalibration:
+    """A calibrated camera of a real cell; see `Calibration` for the fields."""
+
+    width: int
+    height: int
+    k: Array
+    mount: str
+    pose: Array
+
+
+def load_calibrations(path: str | Path) -> dict[str, Calibration]:
+    """Read where the cameras of a real cell are, from YAML.
+
+    For each camera's name: `width`, `height`, `k` (9 values, row by row), `mount` (base_link or gripper_link), and the
+    optical frame in the mount as `xyz` (m) and `wxyz` (quaternion).
+
+    Raises:
+        ValueError: a camera lacks a value or has too many or too few of it.
+    """
+    out: dict[str, Calibration] = {}
+    for name, values in (yaml.safe_load(Path(path).expanduser().read_text()) or {}).items():
+        try:
+            pose = np.eye(4)
+            w, x, y, z = (float(value) for value in values["wxyz"])
+            pose[:3, :3] = rotation_from_quaternion((w, x, y, z))
+            pose[:3, 3] = values["xyz"]
+            k = np.asarray(values["k"], dtype=np.float64).reshape(3, 3)
+            out[name] = MeasuredCalibration(int(values["width"]), int(values["height"]), k, str(values["mount"]), pose)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: camera {name!r} needs width, height, k, mount, xyz and wxyz: {error!r}"
+            ) from None
+    return out

@@ -1,0 +1,292 @@
+"""Shows what the model believes and what it is about to do: path, overlays, depth. Nothing waits for it.
+
+Pictures are drawn by a timer from the newest of everything, and only those that somebody looks at.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from nav_msgs.msg import Path
+from numpy.typing import NDArray
+from rclpy.publisher import Publisher
+from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
+from std_msgs.msg import Header, String
+from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import MarkerArray
+
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes import visual_messages as convert
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.policy_messages import nanoseconds, rgb_from_image
+from molmoact2_ros.rendering import depth as depths
+from molmoact2_ros.rendering.overlay import Legend, PicturePath, overlay
+from molmoact2_ros.rendering.projection import (
+    Calibration,
+    TipPath,
+    camera_pose,
+    load_calibrations,
+    points_of_depth,
+    project,
+    tip_paths,
+)
+from molmoact2_ros.simulation.calibration import camera_calibration
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The chunk that is drawn: its paths, the times of its rows after `stamp_ns`, the time from observation to here."""
+
+    stamp_ns: int
+    times_s: Array
+    paths: tuple[TipPath, ...]
+    latency_s: float
+
+    def row_at(self, now_ns: int) -> float | None:
+        """Row whose time is `now_ns`, or None when the horizon is over."""
+        elapsed = (now_ns - self.stamp_ns) * 1e-9
+        if elapsed > self.times_s[-1]:
+            return None
+        return float(np.interp(elapsed, self.times_s, np.arange(len(self.times_s))))
+
+
+class VisualizerNode(MolmoNode):
+    """Invariant: bad input (a garbage chunk, unknown codes) is reported once and leaves that part out."""
+
+    PARAMETERS = (
+        Parameter("cameras", ["front", "wrist"], "Cameras to draw into; the first is the one of the depth codes."),
+        Parameter("checkpoint", "", "Where the depth decoder is: a checkpoint's directory; empty: no depth pictures."),
+        Parameter("calibration_file", "", "Where the cameras of a real cell are (YAML); empty: the simulated cell."),
+        Parameter("max_rate_hz", 15.0, "Overlays a second for each camera, Hz.", 1.0, 60.0),
+        Parameter("overlay_scale", 2, "Size of an overlay over the camera's picture.", 1, 4),
+        Parameter("base_frame", "base_link", "Frame of the path, the markers and the points."),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("visualizer")
+        self._robot = embodiment("so101")
+        self._owned: list[Any] = []
+        self._timer: Any = None
+        self._calibrations: dict[str, Calibration] = {}
+        self._decoder: depths.DepthDecoder | None = None
+        self._reported: dict[str, str] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._images: dict[str, Image] = {}
+        self._drawn: dict[str, int] = {}
+        self._joints: deque[tuple[int, Array]] = deque(maxlen=100)
+        self._chunk: Shown | None = None
+        self._updated: NDArray[np.bool_] | None = None
+        self._state = ""
+        self._task = ""
+
+    # -- lifecycle --------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        self._robot = embodiment(self.param("robot"))
+        self._cameras = list(self.param("cameras"))
+        self._calibrations = self._load_calibrations()
+        self._decoder = self._load_decoder()
+        output = partial(self._own, self.create_publisher)
+        self._markers = output(MarkerArray, "visualization/markers", NEWEST)
+        self._path = output(Path, "visualization/path", NEWEST)
+        self._overlays: dict[str, Publisher] = {
+            camera: output(Image, f"visualization/overlay/{camera}", SENSOR) for camera in self._cameras
+        }
+        self._depth = output(Image, "policy/depth/image", SENSOR)
+        self._depth_info = output(CameraInfo, "policy/depth/camera_info", SENSOR)
+        self._colour = output(Image, "visualization/depth_colour", SENSOR)
+        self._points = output(PointCloud2, "visualization/depth_points", SENSOR)
+        listen = partial(self._own, self.create_subscription)
+        for camera in self._cameras:
+            listen(Image, f"cameras/{camera}/image_raw", partial(self._on_image, camera), SENSOR)
+        listen(JointState, "joint_states", self._guarded("joint states", self._on_joints), SENSOR)
+        listen(JointTrajectory, "policy/action_chunk", self._guarded("action chunk", self._on_chunk), NEWEST)
+        listen(Image, "policy/depth_codes", self._guarded("depth codes", self._on_codes), NEWEST)
+        listen(Image, "policy/depth_updated", self._guarded("updated cells", self._on_updated), NEWEST)
+        listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
+        listen(String, "task", self._on_task, LATCHED)
+
+    def start(self) -> None:
+        self._timer = self.create_timer(1.0 / self.param("max_rate_hz"), self._draw)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+        self._timer = None
+
+    def teardown(self) -> None:
+        self.stop()
+        for thing in self._owned:
+            destroy = self.destroy_publisher if isinstance(thing, Publisher) else self.destroy_subscription
+            destroy(thing)
+        self._owned = []
+        self._forget()
+
+    def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
+        if self._reported:
+            return DiagnosticStatus.WARN, "; ".join(self._reported.values()), {}
+        return super().diagnose()
+
+    def _own(self, create: Callable[..., Any], *arguments: Any) -> Any:
+        self._owned.append(create(*arguments))
+        return self._owned[-1]
+
+    def _load_calibrations(self) -> dict[str, Calibration]:
+        if self.param("calibration_file"):
+            found = load_calibrations(self.param("calibration_file"))
+        else:
+            found = {camera: camera_calibration(self._robot.name, camera) for camera in self._cameras}
+        for camera in set(self._cameras) - set(found):
+            self.get_logger().warning(f"camera {camera!r} has no calibration; its overlay has no path")
+        return found
+
+    def _load_decoder(self) -> depths.DepthDecoder | None:
+        if not self.param("checkpoint"):
+            return None
+        try:
+            return depths.load_depth_decoder(self.param("checkpoint"))
+        except FileNotFoundError as error:
+            self.get_logger().warning(str(error))
+            return None
+
+    # -- inputs -----------------------------------------------------------------------------------------------------
+
+    def _guarded(self, what: str, handle: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`handle`, with a message that it refuses reported on the edge."""
+
+        def guarded(message: Any) -> None:
+            try:
+                handle(message)
+                self._reported.pop(what, None)
+            except ValueError as error:
+                if what not in self._reported:
+                    self.get_logger().warning(f"{what} not shown: {error}")
+                self._reported[what] = f"{what}: {error}"
+
+        return guarded
+
+    def _on_image(self, camera: str, message: Image) -> None:
+        self._images[camera] = message
+
+    def _on_joints(self, message: JointState) -> None:
+        joints = self._robot.reorder(message.name, np.asarray(message.position))
+        self._joints.append((nanoseconds(message.header.stamp), joints))
+
+    def _on_state(self, message: DiagnosticStatus) -> None:
+        self._state = message.message
+
+    def _on_task(self, message: String) -> None:
+        self._task = message.data
+        self._chunk = None
+
+    def _on_updated(self, message: Image) -> None:
+        self._updated = convert.grid_of(message) > 0
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        self._chunk = None
+        rows, times = convert.chunk_of(message)
+        chunk = np.array([self._robot.reorder(message.joint_names, row) for row in rows])
+        stamp_ns = nanoseconds(message.header.stamp)
+        shown = Shown(stamp_ns, times, tip_paths(self._robot, chunk), (self.now_ns() - stamp_ns) * 1e-9)
+        self._chunk = shown
+        header = Header(stamp=message.header.stamp, frame_id=self.param("base_frame"))
+        if self._path.get_subscription_count():
+            self._path.publish(convert.path_message(shown.paths[0], header))
+        if self._markers.get_subscription_count():
+            self._markers.publish(convert.markers_of(shown.paths, header, float(times[-1]) + 0.5))
+
+    def _on_codes(self, message: Image) -> None:
+        outputs = (self._depth, self._depth_info, self._colour, self._points)
+        if self._decoder is None or not any(output.get_subscription_count() for output in outputs):
+            return
+        picture = self._decoder.decode(convert.grid_of(message))
+        camera = self._cameras[0]
+        calibration = self._calibrations.get(camera)
+        header = Header(stamp=message.header.stamp, frame_id=f"{camera}_optical_frame")
+        self._depth.publish(convert.image_of(picture, "32FC1", header))
+        height, width = picture.shape
+        if calibration is not None:
+            self._depth_info.publish(convert.depth_info(calibration, width, height, header))
+        if self._colour.get_subscription_count():
+            colours = depths.colourize(picture, self._decoder.near_is_small, self._decoder.limits)
+            if calibration is not None:
+                colours = depths.enlarged(colours, calibration.width, calibration.height)
+            self._colour.publish(convert.image_of(colours, "rgb8", header))
+        if calibration is not None and self._decoder.metric and self._points.get_subscription_count():
+            self._publish_points(picture, calibration, message)
+
+    def _publish_points(self, picture: NDArray[np.float32], calibration: Calibration, message: Image) -> None:
+        pose = self._pose_of(calibration, nanoseconds(message.header.stamp))
+        if pose is None:
+            return
+        points = points_of_depth(picture, calibration) @ pose[:3, :3].T + pose[:3, 3]
+        image = self._images.get(self._cameras[0])
+        rgb = None
+        if image is not None:
+            size = (picture.shape[1], picture.shape[0])
+            rgb = np.asarray(cv2.resize(rgb_from_image(image), size, interpolation=cv2.INTER_AREA), np.uint8)
+            rgb = rgb.reshape(-1, 3)
+        header = Header(stamp=message.header.stamp, frame_id=self.param("base_frame"))
+        self._points.publish(convert.cloud_of(points.astype(np.float32), rgb, header))
+
+    # -- pictures ---------------------------------------------------------------------------------------------------
+
+    def _pose_of(self, calibration: Calibration, stamp_ns: int) -> Array | None:
+        """Pose of a camera when a picture was taken, or None while the joints are unknown."""
+        if not self._joints and calibration.mount != "base_link":
+            return None
+        joints = min(self._joints, key=lambda sample: abs(sample[0] - stamp_ns))[1] if self._joints else None
+        return camera_pose(self._robot, calibration, joints)
+
+    def _draw(self) -> None:
+        for camera, output in self._overlays.items():
+            image = self._images.get(camera)
+            if image is None or not output.get_subscription_count():
+                continue
+            stamp_ns = nanoseconds(image.header.stamp)
+            if self._drawn.get(camera) == stamp_ns:
+                continue
+            self._drawn[camera] = stamp_ns
+            self._guarded(f"camera {camera}", partial(self._publish_overlay, camera))(image)
+
+    def _publish_overlay(self, camera: str, image: Image) -> None:
+        stamp_ns = nanoseconds(image.header.stamp)
+        rgb = rgb_from_image(image)
+        chunk, calibration = self._chunk, self._calibrations.get(camera)
+        row = None if chunk is None else chunk.row_at(stamp_ns)
+        paths: tuple[PicturePath, ...] = ()
+        if chunk is not None and row is not None and calibration is not None:
+            pose = self._pose_of(calibration, stamp_ns)
+            if pose is not None:
+                size = np.array([rgb.shape[1] / calibration.width, rgb.shape[0] / calibration.height])
+                paths = tuple(
+                    PicturePath(project(path.points, calibration, pose)[0] * size, path.openness)
+                    for path in chunk.paths
+                )
+        legend = Legend(
+            task=self._task,
+            state=self._state,
+            chunk_age_s=None if row is None or chunk is None else (stamp_ns - chunk.stamp_ns) * 1e-9,
+            latency_s=None if chunk is None else chunk.latency_s,
+            horizon_s=None if chunk is None else float(chunk.times_s[-1]),
+        )
+        cells = self._updated if camera == self._cameras[0] and row is not None else None
+        picture = overlay(rgb, paths, row or 0.0, cells, legend, self.param("overlay_scale"))
+        self._overlays[camera].publish(convert.image_of(picture, "rgb8", image.header))
+
+
+main = main_of(VisualizerNode)
+
+if __name__ == "__main__":
+    main()

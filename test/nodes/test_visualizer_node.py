@@ -1,0 +1,180 @@
+"""The visualizer publishes what the chunk and the codes say, in the right frames, and outlives garbage."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from nav_msgs.msg import Path as PathMessage
+from safetensors.numpy import save_file
+from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
+from std_msgs.msg import Header, String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from visual_process import Peer, peer, running
+from visualization_msgs.msg import Marker, MarkerArray
+
+from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
+from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR
+from molmoact2_ros.nodes.visual_messages import image_of, stamp_of
+from molmoact2_ros.rendering.depth import CODEBOOK_FILE
+
+START = np.array([0.1, -0.6, 0.6, 1.0, 0.0, 0.6])
+ROWS = START + np.linspace(0.0, 1.0, 30)[:, None] * np.array([0.3, 0.4, 0.0, -0.1, 0.2, -0.6])
+
+
+@pytest.fixture
+def robot() -> Iterator[Peer]:
+    with peer() as one:
+        yield one
+
+
+class Robot:
+    """What the rest of the robot would publish, and what the visualizer answers."""
+
+    def __init__(self, robot: Peer) -> None:
+        self.robot, node = robot, robot.node
+        self.joints = node.create_publisher(JointState, "joint_states", SENSOR)
+        self.images = {c: node.create_publisher(Image, f"cameras/{c}/image_raw", SENSOR) for c in ("front", "wrist")}
+        self.chunks = node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.codes = node.create_publisher(Image, "policy/depth_codes", NEWEST)
+        self.updated = node.create_publisher(Image, "policy/depth_updated", NEWEST)
+        node.create_publisher(DiagnosticStatus, "executor/state", LATCHED).publish(
+            DiagnosticStatus(name="executor", message="TRACKING")
+        )
+        node.create_publisher(String, "task", LATCHED).publish(String(data="pick up the red cube"))
+        self.paths = robot.listen(PathMessage, "visualization/path", NEWEST)
+        self.markers = robot.listen(MarkerArray, "visualization/markers", NEWEST)
+        self.overlays = {c: robot.listen(Image, f"visualization/overlay/{c}", SENSOR) for c in ("front", "wrist")}
+        self.depth = robot.listen(Image, "policy/depth/image", SENSOR)
+        self.depth_info = robot.listen(CameraInfo, "policy/depth/camera_info", SENSOR)
+        self.colour = robot.listen(Image, "visualization/depth_colour", SENSOR)
+        self.points = robot.listen(PointCloud2, "visualization/depth_points", SENSOR)
+
+    def now(self) -> int:
+        return int(self.robot.node.get_clock().now().nanoseconds)
+
+    def header(self, frame: str = "") -> Header:
+        return Header(stamp=stamp_of(self.now()), frame_id=frame)
+
+    def send_chunk(self, rows: np.ndarray, names: tuple[str, ...] = SO101.joint_names) -> None:
+        message = JointTrajectory(header=self.header(), joint_names=list(names))
+        for i, row in enumerate(rows):
+            point = JointTrajectoryPoint(positions=[float(v) for v in row])
+            point.time_from_start.sec, point.time_from_start.nanosec = divmod(round((i + 1) * 1e9 / 30), 10**9)
+            message.points.append(point)
+        self.chunks.publish(message)
+
+    def send_codes(self, codes: np.ndarray) -> None:
+        self.codes.publish(image_of(codes.astype(np.uint8), "mono8", self.header()))
+
+    def tick(self) -> None:
+        self.joints.publish(
+            JointState(header=self.header(), name=list(SO101.joint_names), position=array.array("d", START))
+        )
+        for camera, output in self.images.items():
+            picture = np.full((240, 320, 3), 60, np.uint8)
+            output.publish(image_of(picture, "rgb8", self.header(f"{camera}_optical_frame")))
+
+    def tick_with_chunk(self) -> None:
+        self.tick()
+        self.send_chunk(ROWS)
+
+
+def picture_of(message: Image) -> np.ndarray:
+    return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+
+
+def colourful(message: Image) -> int:
+    """Pixels of a grey picture that were drawn in colour, above the legend."""
+    return int((np.ptp(picture_of(message)[:-44].astype(int), axis=2) > 60).sum())
+
+
+def test_chunk_becomes_path_markers_and_overlays(robot: Peer, tmp_path: Path) -> None:
+    with running("visualizer_node", tmp_path / "log", {}) as node:
+        rest = Robot(robot)
+        done = [rest.paths, rest.markers, *rest.overlays.values()]
+        robot.until(
+            lambda: all(done), f"path, markers and overlays arrive: {node.output()}", meanwhile=rest.tick_with_chunk
+        )
+        path = rest.paths[-1]
+        assert path.header.frame_id == "base_link"
+        expected = ARM_CHAIN.tip(ROWS[:, :5])
+        got = np.array([[p.pose.position.x, p.pose.position.y, p.pose.position.z] for p in path.poses])
+        np.testing.assert_allclose(got, expected[:, :3, 3], atol=1e-9)
+        q = path.poses[7].pose.orientation
+        np.testing.assert_allclose(rotation_from_quaternion((q.w, q.x, q.y, q.z)), expected[7, :3, :3], atol=1e-9)
+        line, balls = rest.markers[-1].markers
+        assert (line.type, balls.type) == (Marker.LINE_STRIP, Marker.SPHERE_LIST)
+        assert len(line.points) == len(line.colors) == 30
+        assert balls.colors[0].g > balls.colors[-1].g, "the gripper closes over this chunk"
+        for overlays in rest.overlays.values():
+            robot.until(
+                lambda o=overlays: colourful(o[-1]) > 50, "the path is in the overlay", meanwhile=rest.tick_with_chunk
+            )
+            assert picture_of(overlays[-1]).shape == (480, 640, 3)
+        assert rest.overlays["front"][-1].header.frame_id == "front_optical_frame"
+
+
+def test_codes_of_any_grid_become_depth(robot: Peer, tmp_path: Path) -> None:
+    save_file({"codebook": np.linspace(0.2, 1.0, 16 * 9, dtype=np.float32).reshape(16, 3, 3)}, tmp_path / CODEBOOK_FILE)
+    with running("visualizer_node", tmp_path / "log", {"checkpoint": str(tmp_path)}) as node:
+        rest = Robot(robot)
+        for side in (5, 10):
+            codes = np.random.default_rng(side).integers(0, 16, (side, side))
+
+            def arrived(side: int = side) -> bool:
+                outputs = (rest.depth, rest.depth_info, rest.colour, rest.points)
+                if not all(outputs):
+                    return False
+                sizes = (rest.depth[-1].width, rest.depth_info[-1].width)
+                return sizes == (3 * side, 3 * side) and rest.points[-1].width == 9 * side * side
+
+            def send(codes: np.ndarray = codes) -> None:
+                rest.tick()
+                rest.send_codes(codes)
+
+            robot.until(arrived, f"depth of {side} x {side} codes arrives: {node.output()}", meanwhile=send)
+            message = rest.depth[-1]
+            assert message.encoding == "32FC1"
+            depth = np.frombuffer(message.data, np.float32).reshape(3 * side, 3 * side)
+            assert depth[0, 0] == pytest.approx(np.linspace(0.2, 1.0, 144)[9 * codes[0, 0]], rel=1e-6)
+            assert (rest.colour[-1].height, rest.colour[-1].width) == (240, 320)
+        info = rest.depth_info[-1]
+        assert (info.width, info.height) == (30, 30)
+        assert info.k[2] == pytest.approx(15.0)
+        cloud = rest.points[-1]
+        assert cloud.header.frame_id == "base_link"
+        assert cloud.width == 900
+        xyz = np.frombuffer(cloud.data, np.float32).reshape(-1, 4)[:, :3]
+        eye = np.array([0.60, 0.0, 0.42])
+        distances = np.linalg.norm(xyz - eye, axis=1)
+        assert distances.min() > 0.19 and distances.max() < 1.3
+
+
+def test_garbage_is_reported_and_survived(robot: Peer, tmp_path: Path) -> None:
+    with running("visualizer_node", tmp_path / "log", {"checkpoint": str(tmp_path)}) as node:
+        rest = Robot(robot)
+        robot.until(lambda: "no depth decoder" in node.output(), "the missing decoder is named")
+        robot.until(lambda: rest.paths, "a good chunk is shown", meanwhile=rest.tick_with_chunk)
+        bad = ROWS.copy()
+        bad[3, 2] = np.nan
+        for rows, names in (
+            (bad, SO101.joint_names),
+            (ROWS[:, :4], SO101.joint_names[:4]),
+            (ROWS[:0], SO101.joint_names),
+        ):
+            shown = len(rest.paths)
+            rest.send_chunk(rows, names)
+            robot.until(lambda: "action chunk not shown" in node.output(), "the refusal", meanwhile=rest.tick)
+            rest.overlays["front"].clear()
+            robot.until(lambda: len(rest.overlays["front"]) > 1, "overlays go on", meanwhile=rest.tick)
+            assert len(rest.paths) == shown
+        rest.updated.publish(image_of(np.zeros((2, 3), np.uint8), "mono8", rest.header()))
+        robot.until(lambda: "updated cells not shown" in node.output(), "the refusal", meanwhile=rest.tick)
+        robot.until(lambda: len(rest.paths) > shown, "a good chunk is shown again", meanwhile=rest.tick_with_chunk)
+        assert node.end() == 0, node.output()
