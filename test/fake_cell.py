@@ -1,4 +1,4 @@
-"""A node that stands for the simulated cell, the executor and the policy, over real ROS, for tests of what drives it."""
+"""A node that stands for the simulated cell, the executor and the policy, over real ROS, for tests of the episodes."""
 
 from __future__ import annotations
 
