@@ -1,0 +1,111 @@
+"""The film of a run is playable after SIGINT and SIGTERM, and the picture is that of the first success."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from visual_process import Peer, peer, running
+
+from molmoact2_ros.nodes.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.visual_messages import image_of
+from molmoact2_ros.rendering.montage import canvas_shape
+
+
+@pytest.fixture
+def robot() -> Iterator[Peer]:
+    with peer() as one:
+        yield one
+
+
+class Run:
+    """A run as the film sees it: two cameras in plain colours, and episodes."""
+
+    def __init__(self, robot: Peer) -> None:
+        node = robot.node
+        self.images = {c: node.create_publisher(Image, f"cameras/{c}/image_raw", SENSOR) for c in ("front", "wrist")}
+        self.episode = node.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
+        self.colour = (0, 0, 0)
+        self.outcome, self.number, self.ticks = "waiting", 1, 0
+
+    def tick(self) -> None:
+        self.ticks += 1
+        picture = np.full((240, 320, 3), self.colour, np.uint8)
+        for output in self.images.values():
+            output.publish(image_of(picture, "rgb8", Header()))
+        values = {"episode": self.number, "elapsed_s": 0.05 * self.ticks, "cube_height_m": 0.01}
+        self.episode.publish(
+            DiagnosticStatus(
+                name="episode",
+                message=self.outcome,
+                values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+            )
+        )
+
+    def play(self, robot: Peer, outcome: str, colour: tuple[int, int, int], ticks: int = 12) -> None:
+        self.outcome, self.colour = outcome, colour
+        end = self.ticks + ticks
+        robot.until(lambda: self.ticks >= end, f"{ticks} ticks", meanwhile=self.tick)
+
+
+def panel_colour(picture: np.ndarray) -> np.ndarray:
+    """Mean colour within the camera's panel."""
+    return picture[120:200, 700:900].reshape(-1, 3).mean(axis=0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_film_and_picture_of_a_run(robot: Peer, tmp_path: Path, how: signal.Signals) -> None:
+    film, picture = tmp_path / "film.mp4", tmp_path / "still.png"
+    with running("film_node", tmp_path / "log", {"film": str(film), "picture": str(picture)}) as node:
+        run = Run(robot)
+        robot.until(
+            lambda: all(output.get_subscription_count() for output in (*run.images.values(), run.episode)),
+            f"the film node listens: {node.output()}",
+        )
+        run.play(robot, "waiting", (90, 90, 90))
+        run.play(robot, "running", (200, 0, 0), ticks=20)
+        run.play(robot, "success", (0, 200, 0))
+        robot.until(picture.exists, "the picture of the success")
+        run.number = 2
+        run.play(robot, "running", (0, 0, 200), ticks=20)
+        assert node.end(how) == 0, node.output()
+    still = cv2.imread(str(picture))
+    assert still is not None
+    assert still.shape == canvas_shape()
+    assert np.abs(panel_colour(still[..., ::-1]) - (0, 200, 0)).max() < 5
+    frames = []
+    video = cv2.VideoCapture(str(film))
+    while (read := video.read())[0]:
+        frames.append(read[1][..., ::-1])
+    assert len(frames) > 15
+    assert frames[0].shape == canvas_shape()
+    # Filming begins with the motion, not with the wait (nine pictures) before it.
+    assert np.abs(panel_colour(frames[3]) - (200, 0, 0)).max() < 20
+    assert np.abs(panel_colour(frames[-1]) - (0, 0, 200)).max() < 20
+
+
+def test_a_run_without_success_ends_with_its_last_picture(robot: Peer, tmp_path: Path) -> None:
+    picture = tmp_path / "still.png"
+    with running("film_node", tmp_path / "log", {"picture": str(picture)}) as node:
+        run = Run(robot)
+        robot.until(lambda: run.images["front"].get_subscription_count(), f"it listens: {node.output()}")
+        run.play(robot, "running", (200, 0, 0), ticks=20)
+        run.play(robot, "failure", (0, 0, 200), ticks=20)
+        assert not picture.exists()
+        assert node.end() == 0, node.output()
+    still = cv2.imread(str(picture))
+    assert still is not None
+    assert np.abs(panel_colour(still[..., ::-1]) - (0, 0, 200)).max() < 5
+
+
+def test_nothing_to_make_is_refused(tmp_path: Path) -> None:
+    with running("film_node", tmp_path / "log", {}) as node:
+        assert node.process.wait(30.0) == 1
+        assert "set the parameter film" in node.output()
