@@ -278,14 +278,15 @@ class Executor:
     def tick(self, now_ns: int) -> Array | None:
         """The set-point (dof,), rad, for `now_ns`; None while nothing may be commanded."""
         with self._lock:
-            self._watch_clock(now_ns)
+            even = self._watch_clock(now_ns)
             self._last_tick_ns = now_ns
             if not self._engaged:
                 return None
             if self._fresh:
                 self._fresh = False
                 return self._remember(self._limiter.motion.position)
-            self._watch_inputs(now_ns)
+            if even:  # after a jump every reading looks old or new until the next ones have come
+                self._watch_inputs(now_ns)
             following = self._supervisor.state in FOLLOWING and not self._timeline.finished(now_ns)
             if following:
                 self._rest = self._held(self._timeline.sample(now_ns))
@@ -342,18 +343,18 @@ class Executor:
         assert self._feedback.position is not None
         return check_start(self.robot, chunk, now_ns, self._feedback.position)
 
-    def _watch_clock(self, now_ns: int) -> None:
+    def _watch_clock(self, now_ns: int) -> bool:
+        """Halt on a gap between ticks or a step back in time; False when there was one."""
         if self._last_tick_ns is None:
-            return
+            return True
         gap = (now_ns - self._last_tick_ns) * 1e-9
-        if gap <= 0.0 or gap > self.config.max_tick_gap_s:
-            self.counters.clock_jumps += 1
-            if self._engaged:
-                self._halt(f"the command loop stood still or its clock jumped, by {gap:.3f} s", now_ns)
-            if gap <= 0.0:
-                # An epoch of a clock that was ahead would hide every chunk that comes now.
-                self._timeline.drop(now_ns)
-                self._feedback.clock_went_back(now_ns)
+        if 0.0 < gap <= self.config.max_tick_gap_s:
+            return True
+        self.counters.clock_jumps += 1
+        self._halt(f"the command loop stood still or its clock jumped, by {gap:.3f} s", now_ns)
+        if gap <= 0.0:
+            self._feedback.clock_went_back(now_ns)
+        return False
 
     def _watch_inputs(self, now_ns: int) -> None:
         state = self._supervisor.state

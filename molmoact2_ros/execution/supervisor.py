@@ -74,9 +74,13 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     State.FAULT: {Event.DISARM: Step(State.STOPPING, State.DISARMED), **_E_STOP},
     State.ESTOPPED: {Event.RESET: Step(State.DISARMED), Event.CLEANED_UP: Step(State.UNCONFIGURED), **_E_STOP},
 }
-"""Every change there is. While STOPPING towards DISARMED, only DISARM, FAULT, E_STOP and AT_REST count."""
+"""Every change there is.
 
-_WHILE_DISARMING = (Event.DISARM, Event.FAULT, Event.E_STOP)
+While STOPPING towards DISARMED only DISARM, E_STOP and AT_REST count: a fault that lasts, such as a blocked arm, must not
+keep the arm from being disarmed.
+"""
+
+_WHILE_DISARMING = (Event.DISARM, Event.E_STOP)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,261 @@
+"""The executor node over real ROS 2: its own process, a pretended driver in the test's.
+
+Regressions pinned: chunks that are garbage move nothing; silence of the policy or the driver ends in a hold that says why;
+an e-stop stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Duration
+from diagnostic_msgs.msg import DiagnosticStatus
+from ros_process import Companion, NodeProcess, wait_until
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+
+ROBOT = embodiment("so101")
+
+
+class Cell:
+    """A driver whose arm does at once what it is told, and a hand on everything else that the executor hears."""
+
+    def __init__(self, companion: Companion) -> None:
+        self.companion, self.node = companion, companion.node
+        self.position = ROBOT.rest_position.copy()
+        self.encoders_work = True
+        self.policy: Callable[[], JointTrajectory] | None = None
+        self.commands: list[np.ndarray] = []
+        self.previews = 0
+        self.states: list[DiagnosticStatus] = []
+        self.lock = threading.Lock()
+        node = self.node
+        self.joint_states = node.create_publisher(JointState, "joint_states", SENSOR)
+        self.chunks = node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.task = node.create_publisher(String, "task", LATCHED)
+        self.e_stop = node.create_publisher(Bool, "e_stop", LATCHED)
+        node.create_subscription(Float64MultiArray, "controller/commands", self._on_command, RELIABLE)
+        node.create_subscription(DiagnosticStatus, "executor/state", self.states.append, LATCHED)
+        node.create_timer(0.01, self._read_encoders)
+        node.create_timer(0.1, self._infer)
+
+    def _on_command(self, message: Float64MultiArray) -> None:
+        with self.lock:
+            self.position = np.array(message.data)
+            self.commands.append(self.position)
+
+    def _read_encoders(self) -> None:
+        if self.encoders_work:
+            message = JointState(name=list(ROBOT.joint_names), position=array("d", self.position))
+            message.header.stamp = self.node.get_clock().now().to_msg()
+            self.joint_states.publish(message)
+
+    def _infer(self) -> None:
+        if self.policy is not None:
+            self.chunks.publish(self.policy())
+
+    def chunk(self, rows: np.ndarray, names: tuple[str, ...] = ROBOT.joint_names) -> JointTrajectory:
+        message = JointTrajectory(joint_names=list(names))
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        for i, row in enumerate(rows):
+            nanoseconds = round((i + 1) / ROBOT.rate_hz * 1e9)
+            due = Duration(sec=nanoseconds // 1_000_000_000, nanosec=nanoseconds % 1_000_000_000)
+            message.points.append(JointTrajectoryPoint(positions=array("d", row), time_from_start=due))
+        return message
+
+    def rows(self, speed: float = 0.4) -> np.ndarray:
+        """Rows (30, 6) from the present position on, all arm joints at `speed` rad/s."""
+        out = np.tile(self.position, (ROBOT.horizon, 1))
+        out[:, :5] += speed * (np.arange(ROBOT.horizon) + 1)[:, None] / ROBOT.rate_hz
+        return np.clip(out, ROBOT.limits.lower, ROBOT.limits.upper)
+
+    # -- what the executor says -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        return self.states[-1].message if self.states else "nothing"
+
+    def value(self, key: str) -> str:
+        return next(pair.value for pair in self.states[-1].values if pair.key == key)
+
+    def told(self) -> str:
+        return f"{self.state}: {self.value('reason')}" if self.states else "nothing"
+
+    def await_state(self, state: str, reason: str = "") -> None:
+        wait_until(
+            lambda: self.state == state and reason in self.value("reason"),
+            lambda: f"{state} ({reason}); it says {self.told()}",
+        )
+
+    def arm(self, on: bool = True) -> SetBool.Response:
+        return self.companion.call(SetBool, "executor/arm", SetBool.Request(data=on))
+
+    def track(self, speed: float = 0.4) -> None:
+        """Arm, let a policy run, and wait until the arm has moved by 0.1 rad."""
+        wait_until(
+            lambda: self.state == "DISARMED" and self.value("joint_state_age_ms"), "readings to reach the executor"
+        )
+        response = self.arm()
+        assert response.success, response.message
+        self.policy = lambda: self.chunk(self.rows(speed))
+        start = self.position.copy()
+        wait_until(lambda: np.all(self.position[:5] - start[:5] > 0.1), lambda: f"motion; it says {self.told()}")
+        self.await_state("TRACKING")
+
+    def await_rest(self, count: int = 20) -> np.ndarray:
+        """Wait until the last `count` commands are one and the same; returns it."""
+        first = len(self.commands)
+
+        def rests() -> bool:
+            with self.lock:
+                last = self.commands[max(first, len(self.commands) - count) :]
+            return len(last) == count and not np.ptp(np.array(last), axis=0).any()
+
+        wait_until(rests, lambda: f"the commands to come to rest; it says {self.told()}")
+        return self.commands[-1]
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[NodeProcess]:
+    arguments = ["--ros-args", "-r", "__ns:=/so101"]
+    with NodeProcess("molmoact2_ros.nodes.executor_node", arguments, tmp_path / "executor.log") as process:
+        yield process
+
+
+@pytest.fixture
+def cell(executor: NodeProcess) -> Iterator[Cell]:
+    with Companion() as companion:
+        cell = Cell(companion)
+        cell.await_state("DISARMED")
+        yield cell
+
+
+def test_disarmed_it_commands_nothing_and_armed_it_begins_where_the_arm_is(cell: Cell) -> None:
+    cell.policy = lambda: cell.chunk(cell.rows())
+    wait_until(lambda: int(cell.value("chunks_previewed")) >= 3, "chunks to be previewed")
+    assert cell.commands == []
+    cell.policy = None
+    measured = cell.position.copy()
+    assert cell.arm().success
+    cell.await_state("HOLDING", "waiting for an action chunk")
+    np.testing.assert_array_equal(cell.await_rest(), measured)
+    np.testing.assert_array_equal(cell.commands[0], measured)
+
+
+def test_it_moves_along_the_chunks_and_stops_on_disarm(cell: Cell) -> None:
+    cell.track()
+    assert int(cell.value("chunks_accepted")) >= 1
+    response = cell.arm(False)
+    assert response.success
+    cell.await_state("DISARMED", "disarmed on request")
+    count = len(cell.commands)
+    assert np.abs(cell.commands[-1] - cell.commands[-2]).max() < 1e-3, "it ended in motion"
+    cell.policy = None
+    # Two more publications of the state: a tick that commanded something would have come before them.
+    published = len(cell.states)
+    wait_until(lambda: len(cell.states) > published + 2, "the state to be published")
+    assert len(cell.commands) == count
+
+
+def test_a_silent_policy_ends_in_a_hold_within_the_horizon_that_says_why(cell: Cell) -> None:
+    cell.track()
+    before = cell.position.copy()
+    cell.policy = None
+    cell.await_state("HOLDING", "policy silent for")
+    held = cell.await_rest()
+    horizon_s = ROBOT.horizon / ROBOT.rate_hz
+    assert np.all(held[:5] - before[:5] <= 0.4 * horizon_s + 0.05)
+    cell.policy = lambda: cell.chunk(cell.rows(-0.2))
+    cell.await_state("TRACKING")
+
+
+def test_garbage_moves_nothing_and_each_kind_is_one_clear_error(cell: Cell, executor: NodeProcess) -> None:
+    cell.track()
+    cell.policy = None
+    cell.await_state("HOLDING", "policy silent for")
+    held = cell.await_rest()
+    good = cell.rows(0.1)
+    nan, huge = good.copy(), good.copy()
+    nan[4, 1], huge[9, 2] = np.nan, 1e6
+    for rows, names, error in (
+        (nan, ROBOT.joint_names, "row 4 of the action chunk has nan for shoulder_lift"),
+        (huge, ROBOT.joint_names, "asks 1e+06 rad of elbow_flex"),
+        (good, ("panda_joint1", *ROBOT.joint_names[1:]), "names joints ['panda_joint1'"),
+        (good[:0], ROBOT.joint_names, "has 0 rows"),
+    ):
+        refused = int(cell.value("chunks_refused"))
+        for _ in range(3):
+            cell.chunks.publish(cell.chunk(rows, names))
+            refused += 1
+            wait_until(lambda n=refused: int(cell.value("chunks_refused")) == n, lambda: f"a refusal; {cell.told()}")
+        assert error in cell.value("last_refusal")
+        assert executor.output.count(error) == 1, "one error, not one a chunk"
+    np.testing.assert_array_equal(cell.await_rest(), held)
+    assert cell.state == "HOLDING"
+
+
+def test_an_e_stop_holds_and_stays_until_reset(cell: Cell) -> None:
+    cell.track()
+    cell.e_stop.publish(Bool(data=True))
+    cell.await_state("ESTOPPED", "e-stop pressed")
+    held = cell.await_rest()
+    assert not cell.companion.call(Trigger, "executor/reset_e_stop", Trigger.Request()).success
+    cell.e_stop.publish(Bool(data=False))
+    np.testing.assert_array_equal(cell.await_rest(30), held)
+    assert cell.state == "ESTOPPED"
+    response = cell.arm()
+    assert not response.success and "ESTOPPED" in response.message
+    wait_until(
+        lambda: cell.companion.call(Trigger, "executor/reset_e_stop", Trigger.Request()).success,
+        "the reset to be allowed",
+    )
+    cell.await_state("DISARMED")
+    assert cell.arm().success
+
+
+def test_an_e_stop_from_a_publisher_that_latches_nothing_is_heard(cell: Cell) -> None:
+    plain = cell.node.create_publisher(Bool, "e_stop", RELIABLE)
+    wait_until(lambda: plain.get_subscription_count() >= 1, "the executor to be discovered")
+    plain.publish(Bool(data=True))
+    cell.await_state("ESTOPPED")
+
+
+def test_a_silent_driver_ends_in_a_hold_that_says_so(cell: Cell) -> None:
+    cell.track()
+    cell.encoders_work = False
+    cell.await_state("HOLDING", "joint_states silent for")
+    cell.await_rest()
+    cell.encoders_work = True
+    cell.await_state("TRACKING")
+
+
+def test_a_new_task_drops_the_chunks_of_the_old_one(cell: Cell) -> None:
+    cell.track()
+    cell.policy = None
+    cell.task.publish(String(data="pick up the red cube"))
+    cell.await_state("HOLDING", "new task")
+
+
+def test_arming_without_a_driver_is_refused_with_the_reason(cell: Cell) -> None:
+    cell.encoders_work = False
+    wait_until(lambda: float(cell.value("joint_state_age_ms") or 1e9) > 300.0, "the readings to be old")
+    response = cell.arm()
+    assert not response.success
+    assert "joint" in response.message and "is the driver running?" in response.message
+
+
+def test_ctrl_c_in_motion_decelerates_before_the_process_ends(cell: Cell, executor: NodeProcess) -> None:
+    cell.track()
+    assert executor.interrupt() == 0
+    steps = np.abs(np.diff(np.array(cell.commands), axis=0)).max(axis=1)
+    assert steps.max() > 2e-3 and steps[-1] < 1e-3, "it ended in motion"

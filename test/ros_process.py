@@ -1,0 +1,120 @@
+"""Nodes in processes of their own, and a node of the test that talks to them. Wait on conditions, never for a time."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from molmoact2_ros.processes import node_environment
+
+DEADLINE_S = 10.0
+"""Discovery alone takes up to 2.2 s; on a loaded machine everything takes longer."""
+
+
+class NodeProcess:
+    """A module of this package run as its own process; ended with SIGINT at the end of the `with` block.
+
+    Args:
+        module: such as `molmoact2_ros.nodes.executor_node`.
+        arguments: command line, usually `["--ros-args", "-r", "__ns:=/so101", "-p", "name:=value"]`.
+        log: file for standard output and error.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
+        self._module, self._arguments, self._log = module, list(arguments), log
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> NodeProcess:
+        with self._log.open("wb") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", self._module, *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=node_environment(),
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.interrupt()
+
+    @property
+    def output(self) -> str:
+        """What the process has written so far."""
+        return self._log.read_text(errors="replace")
+
+    def interrupt(self) -> int:
+        """SIGINT, and after the deadline SIGKILL; returns the exit status. Safe to call twice."""
+        assert self.popen is not None
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGINT)
+            try:
+                self.popen.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+        return int(self.popen.returncode)
+
+
+class Companion:
+    """A ROS node of the test, spun in a thread of its own. Use as a context manager."""
+
+    def __init__(self, namespace: str = "/so101", name: str = "companion") -> None:
+        self._owns_context = not rclpy.ok()
+        if self._owns_context:
+            rclpy.init()
+        self.node = Node(name, namespace=namespace)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def __enter__(self) -> Companion:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._executor.wake()
+        self._thread.join(DEADLINE_S)
+        self._executor.shutdown()
+        self.node.destroy_node()
+        if self._owns_context:
+            rclpy.try_shutdown()
+
+    def _spin(self) -> None:
+        try:
+            while not self._ended.is_set():
+                self._executor.spin_once(timeout_sec=0.1)
+        except ExternalShutdownException:
+            pass
+
+    def call(self, service_type: Any, name: str, request: Any, deadline_s: float = DEADLINE_S) -> Any:
+        """Call a service and return its response; fails when it does not answer in time."""
+        client = self.node.create_client(service_type, name)
+        try:
+            assert client.wait_for_service(deadline_s), f"no service {name} within {deadline_s} s"
+            future = client.call_async(request)
+            wait_until(future.done, f"an answer of {name}", deadline_s)
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str], deadline_s: float = DEADLINE_S) -> None:
+    """Wait until `condition()` is true; after the deadline fail, naming `what` was awaited."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {deadline_s} s for {what() if callable(what) else what}")
+        time.sleep(0.005)

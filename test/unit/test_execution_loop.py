@@ -1,0 +1,84 @@
+"""The command loop: even deadlines, missed ones skipped and counted, a failure kept for the owner."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from molmoact2_ros.execution.loop import DeadlineLoop
+
+PERIOD_NS = 10_000_000
+
+
+class Time:
+    """A clock that only sleep and the body move."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+        self.epoch_ns = 1_000_000_000_000
+
+    def sleep(self, seconds: float) -> None:
+        self.ns += round(seconds * 1e9) + 50_000  # wakes up a little late, as sleep does
+
+    def loop(self, body: object) -> DeadlineLoop:
+        return DeadlineLoop(100.0, body, lambda: self.ns + self.epoch_ns, lambda: self.ns, self.sleep)  # type: ignore[arg-type]
+
+
+def test_deadlines_are_even_although_ticks_start_late() -> None:
+    time, seen = Time(), []
+
+    def body(now_ns: int) -> None:
+        seen.append(now_ns)
+        time.ns += 3_000_000
+        if len(seen) == 50:
+            loop._stop.set()
+
+    loop = time.loop(body)
+    loop.run()
+    assert [b - a for a, b in pairwise(seen)] == [PERIOD_NS] * 49
+    assert loop.missed == 0
+    figures = loop.punctuality()
+    assert figures["period_p50_ms"] == pytest.approx(10.0)
+    assert figures["tick_p50_ms"] == pytest.approx(3.0)
+
+
+def test_missed_deadlines_are_counted_and_not_made_up_for() -> None:
+    time, seen = Time(), []
+
+    def body(now_ns: int) -> None:
+        seen.append(now_ns)
+        time.ns += 45_000_000 if len(seen) == 3 else 0
+        if len(seen) == 6:
+            loop._stop.set()
+
+    loop = time.loop(body)
+    loop.run()
+    steps = [(b - a) // PERIOD_NS for a, b in pairwise(seen)]
+    assert steps == [1, 1, 4, 1, 1]
+    assert loop.missed == 3
+
+
+def test_a_step_of_the_system_clock_reaches_the_body() -> None:
+    time, seen = Time(), []
+
+    def body(now_ns: int) -> None:
+        seen.append(now_ns)
+        if len(seen) == 3:
+            time.epoch_ns += 2_000_000_000
+        if len(seen) == 5:
+            loop._stop.set()
+
+    loop = time.loop(body)
+    loop.run()
+    assert seen[3] - seen[2] == PERIOD_NS + 2_000_000_000
+    assert seen[4] - seen[3] == PERIOD_NS
+
+
+def test_a_failure_of_the_body_ends_the_loop_and_is_kept() -> None:
+    def body(now_ns: int) -> None:
+        raise RuntimeError("no such joint")
+
+    loop = Time().loop(body)
+    loop.run()
+    assert str(loop.failure) == "no such joint"
