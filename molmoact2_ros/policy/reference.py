@@ -6,12 +6,17 @@ come from wrappers that call the original.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,10 @@ from molmoact2_ros.policy.weights import TensorInfo, check_tensors
 
 LEROBOT = "0.6.1"
 """The version whose private functions are used here."""
+
+_PACKAGE = "lerobot.policies.molmoact2.molmoact2_hf_model"
+_ALIAS = "molmoact2_reference"
+_LABELS = {"auto_map", "processor_class", "image_processor_type", "video_processor_type"}
 
 DepthCache = Mapping[str, Any]
 """The reference's own cache of the last frame: `image` uint8 (h, w, 3) and `depth_bins` int64 (cells,)."""
@@ -65,11 +74,10 @@ def empty_model(config: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: the configuration describes no MolmoAct2 model.
     """
-    from lerobot.policies.molmoact2.molmoact2_hf_model.configuration_molmoact2 import MolmoAct2Config
-
     try:
         with torch.device("meta"):
-            return _modeling().MolmoAct2ForConditionalGeneration(MolmoAct2Config(**config))
+            settings = reference_module("configuration_molmoact2").MolmoAct2Config(**config)
+            return _modeling().MolmoAct2ForConditionalGeneration(settings)
     except Exception as error:
         raise CheckpointError(f"config.json does not describe a MolmoAct2 model: {error}") from error
 
@@ -169,14 +177,7 @@ class ReferenceModel:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         require_lerobot()
         self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
-        from lerobot.policies.molmoact2.processor_molmoact2 import _load_local_molmoact2_processor
-
-        try:
-            self.processor = _load_local_molmoact2_processor(str(checkpoint.directory))
-        except Exception as error:
-            raise CheckpointError(
-                f"{checkpoint.directory}: its processor or tokenizer files cannot be loaded: {error}"
-            ) from error
+        self.processor = load_processor(checkpoint.directory)
         self.checkpoint = checkpoint
         self.clock = StageClock(device)
         self._tokenizer_agrees()
@@ -267,8 +268,66 @@ class ReferenceModel:
             )
 
 
-def _modeling() -> Any:
-    require_lerobot()
-    from lerobot.policies.molmoact2.molmoact2_hf_model import modeling_molmoact2
+def reference_module(name: str) -> ModuleType:
+    """A module of the reference model's folder, such as `modeling_molmoact2`.
 
-    return modeling_molmoact2
+    The folder stands alone, so it is imported under a name of its own: importing it as a part of lerobot would import
+    every policy, environment and data set that lerobot has: seconds of the node's start. Where lerobot's own is
+    loaded already, that one is taken, so that a process has each class once.
+
+    Raises:
+        RuntimeError: lerobot is absent, or of another version.
+    """
+    require_lerobot()
+    package = _PACKAGE if _PACKAGE in sys.modules else _ALIAS
+    if package not in sys.modules:
+        found = importlib.util.find_spec("lerobot")
+        assert found is not None and found.submodule_search_locations
+        folder = Path(found.submodule_search_locations[0], *_PACKAGE.split(".")[1:])
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        if spec is None or spec.loader is None or not folder.is_dir():
+            raise RuntimeError(f"lerobot {LEROBOT} has no folder {folder}; reinstall lerobot[molmoact2]=={LEROBOT}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[package] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"{package}.{name}")
+
+
+def load_processor(directory: Path) -> Any:
+    """The processor of the checkpoint in `directory`, from its local files alone.
+
+    Raises:
+        CheckpointError: a file is missing or does not describe a processor.
+    """
+    from transformers import Qwen2Tokenizer
+
+    try:
+        config = json.loads((directory / "processor_config.json").read_text())
+        parts = {
+            kind: {key: value for key, value in dict(config.get(kind) or {}).items() if key not in _LABELS}
+            for kind in ("image_processor", "video_processor")
+        }
+        template = directory / "chat_template.jinja"
+        return reference_module("processing_molmoact2").MolmoAct2Processor(
+            image_processor=reference_module("image_processing_molmoact2").MolmoAct2ImageProcessor(
+                **parts["image_processor"]
+            ),
+            video_processor=reference_module("video_processing_molmoact2").MolmoAct2VideoProcessor(
+                **parts["video_processor"]
+            ),
+            tokenizer=Qwen2Tokenizer.from_pretrained(str(directory), local_files_only=True),
+            chat_template=template.read_text() if template.is_file() else None,
+            image_use_col_tokens=config.get("image_use_col_tokens", True),
+            use_single_crop_col_tokens=config.get("use_single_crop_col_tokens"),
+            use_single_crop_start_token=config.get("use_single_crop_start_token", True),
+            video_use_col_tokens=config.get("video_use_col_tokens", False),
+            use_frame_special_tokens=config.get("use_frame_special_tokens", True),
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{directory}: its processor or tokenizer files cannot be loaded: {error}") from error
+
+
+def _modeling() -> ModuleType:
+    return reference_module("modeling_molmoact2")

@@ -87,13 +87,9 @@ class SmallModel:
 
 def build_config(sizes: SmallModel, tokenizer: Qwen2Tokenizer, vocab_size: int) -> MolmoAct2Config:
     """The reference configuration for `sizes` with the token ids of `tokenizer` (both from `build_tokenizer`)."""
-    from lerobot.policies.molmoact2.molmoact2_hf_model.configuration_molmoact2 import (
-        MolmoAct2ActionExpertConfig,
-        MolmoAct2AdapterConfig,
-        MolmoAct2Config,
-        MolmoAct2TextConfig,
-        MolmoAct2VitConfig,
-    )
+    from molmoact2_ros.policy.reference import reference_module
+
+    classes = reference_module("configuration_molmoact2")
 
     def token(name: str) -> int:
         index = tokenizer.convert_tokens_to_ids(name)
@@ -111,9 +107,9 @@ def build_config(sizes: SmallModel, tokenizer: Qwen2Tokenizer, vocab_size: int) 
         "float32_attention": True,
         "attn_implementation": "sdpa",
     }
-    return MolmoAct2Config(
+    return classes.MolmoAct2Config(
         architectures=["MolmoAct2ForConditionalGeneration"],
-        vit_config=MolmoAct2VitConfig(
+        vit_config=classes.MolmoAct2VitConfig(
             **vision,
             intermediate_size=sizes.vit_mlp,
             num_hidden_layers=sizes.vit_layers,
@@ -121,14 +117,14 @@ def build_config(sizes: SmallModel, tokenizer: Qwen2Tokenizer, vocab_size: int) 
             image_patch_size=sizes.patch_size,
             image_num_pos=patches * patches,
         ),
-        adapter_config=MolmoAct2AdapterConfig(
+        adapter_config=classes.MolmoAct2AdapterConfig(
             **vision,
             vit_layers=tuple(sizes.vit_features),
             pooling_attention_mask=True,
             intermediate_size=sizes.adapter_mlp,
             text_hidden_size=sizes.text_width,
         ),
-        text_config=MolmoAct2TextConfig(
+        text_config=classes.MolmoAct2TextConfig(
             hidden_size=sizes.text_width,
             num_attention_heads=sizes.text_heads,
             num_key_value_heads=sizes.text_kv_heads,
@@ -144,7 +140,7 @@ def build_config(sizes: SmallModel, tokenizer: Qwen2Tokenizer, vocab_size: int) 
             qk_norm_type=sizes.qk_norm_type or "qwen3",
             attn_implementation="sdpa",
         ),
-        action_expert_config=MolmoAct2ActionExpertConfig(
+        action_expert_config=classes.MolmoAct2ActionExpertConfig(
             hidden_size=sizes.action_width,
             num_layers=sizes.text_layers,
             num_heads=sizes.action_heads,
@@ -198,13 +194,12 @@ def new_model(config: MolmoAct2Config, seed: int) -> MolmoAct2ForConditionalGene
     take a short training most of its time to open: here every gate starts at one, a plain transformer.
     """
     import torch
-    from lerobot.policies.molmoact2.molmoact2_hf_model.modeling_molmoact2 import (
-        MolmoAct2Embedding,
-        MolmoAct2ForConditionalGeneration,
-    )
     from torch import nn
 
-    model = MolmoAct2ForConditionalGeneration(config)
+    from molmoact2_ros.policy.reference import reference_module
+
+    classes = reference_module("modeling_molmoact2")
+    model = classes.MolmoAct2ForConditionalGeneration(config)
     random = torch.Generator().manual_seed(seed)
 
     def normal(parameter: torch.Tensor, std: float) -> None:
@@ -220,7 +215,7 @@ def new_model(config: MolmoAct2Config, seed: int) -> MolmoAct2ForConditionalGene
     }
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, MolmoAct2Embedding):
+            if isinstance(module, classes.MolmoAct2Embedding):
                 normal(module.embedding, 0.5)
                 normal(module.new_embedding, 0.5)
             elif isinstance(module, nn.Linear):
@@ -244,13 +239,13 @@ def new_model(config: MolmoAct2Config, seed: int) -> MolmoAct2ForConditionalGene
 
 def build_processor(sizes: SmallModel, tokenizer: Qwen2Tokenizer) -> MolmoAct2Processor:
     """The reference processor for `sizes`: one crop an image, resized; no column tokens."""
-    from lerobot.policies.molmoact2.molmoact2_hf_model.image_processing_molmoact2 import MolmoAct2ImageProcessor
-    from lerobot.policies.molmoact2.molmoact2_hf_model.processing_molmoact2 import MolmoAct2Processor
-    from lerobot.policies.molmoact2.molmoact2_hf_model.video_processing_molmoact2 import MolmoAct2VideoProcessor
+    from molmoact2_ros.policy.reference import reference_module
 
-    return MolmoAct2Processor(
-        image_processor=MolmoAct2ImageProcessor(**_image_options(sizes)),
-        video_processor=MolmoAct2VideoProcessor(**_video_options(sizes)),
+    image = reference_module("image_processing_molmoact2").MolmoAct2ImageProcessor
+    video = reference_module("video_processing_molmoact2").MolmoAct2VideoProcessor
+    return reference_module("processing_molmoact2").MolmoAct2Processor(
+        image_processor=image(**_image_options(sizes)),
+        video_processor=video(**_video_options(sizes)),
         tokenizer=tokenizer,
         image_use_col_tokens=False,
         use_single_crop_col_tokens=False,

@@ -59,8 +59,9 @@ def prompt_texts(tasks: Iterable[str], setup_type: str, control_mode: str) -> li
 
     They come from the reference's own prompt builder, so that no sentence of it is missed; special tokens are left out.
     """
-    from lerobot.policies.molmoact2.molmoact2_hf_model import modeling_molmoact2 as reference
+    from molmoact2_ros.policy.reference import reference_module
 
+    reference = reference_module("modeling_molmoact2")
     texts: list[str] = []
     for task in tasks:
         for style in ("robot_depth_action", "robot_action"):
