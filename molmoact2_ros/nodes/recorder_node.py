@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -36,13 +37,20 @@ def message_class(msgtype: str) -> Any:
     return getattr(importlib.import_module(f"{package}.{kind}"), name)
 
 
-def subscription_qos(stream: Stream) -> QoSProfile:
-    """What the recorder asks for: the latched message where there is one, and best effort where that is offered."""
-    return QoSProfile(
+def subscription_qos(stream: Stream) -> list[QoSProfile]:
+    """What the recorder asks for: best effort where that is offered, and the last message of latched streams.
+
+    A latched stream is listened to twice, since a transient local subscription hears no publisher that does not latch (a
+    bare `ros2 topic pub`), and another one misses what was published before.
+    """
+    plain = QoSProfile(
         depth=stream.depth,
         reliability=ReliabilityPolicy.RELIABLE if stream.reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if stream.latched else DurabilityPolicy.VOLATILE,
     )
+    if not stream.latched:
+        return [plain]
+    durability = DurabilityPolicy.TRANSIENT_LOCAL
+    return [plain, QoSProfile(depth=stream.depth, reliability=plain.reliability, durability=durability)]
 
 
 class RecorderNode(MolmoNode):
@@ -66,6 +74,7 @@ class RecorderNode(MolmoNode):
         self._inputs: list[Any] = []
         self._services: list[Any] = []
         self._task = ""
+        self._heard: dict[str, deque[int]] = {}
         # The episode of sim/episode that was started for; kept when a user ends its bag early, so that it stays ended.
         self._followed: int | None = None
         self._kept = 0
@@ -83,15 +92,9 @@ class RecorderNode(MolmoNode):
                 f"{path} was left unfinished; `python -m molmoact2_ros.recording.recover {path}` makes it whole"
             )
         for relative, stream in zip(chosen, streams, strict=True):
-            self._inputs.append(
-                self.create_subscription(
-                    message_class(stream.msgtype),
-                    stream.topic,
-                    partial(self._take, stream.topic, self._reaction(relative.topic)),
-                    subscription_qos(stream),
-                    raw=True,
-                )
-            )
+            kind, take = message_class(stream.msgtype), partial(self._take, stream, self._reaction(relative.topic))
+            for qos in subscription_qos(stream):
+                self._inputs.append(self.create_subscription(kind, stream.topic, take, qos, raw=True))
         for name, action in (("start", self._start), ("stop", self._stop), ("discard", self._discard)):
             callback = partial(self._serve, action)
             self._services.append(self.create_service(Trigger, f"recorder/{name}", callback))
@@ -128,12 +131,17 @@ class RecorderNode(MolmoNode):
             return self._on_episode
         return None
 
-    def _take(self, topic: str, react: Callable[[bytes], None] | None, data: bytes, info: Any) -> None:
+    def _take(self, stream: Stream, react: Callable[[bytes], None] | None, data: bytes, info: Any) -> None:
         if self._episodes is None:
             return
+        if stream.latched:  # heard by two subscriptions
+            heard = self._heard.setdefault(stream.topic, deque(maxlen=64))
+            if info["source_timestamp"] in heard:
+                return
+            heard.append(info["source_timestamp"])
         if react is not None:
             react(data)
-        self._episodes.put(topic, data, int(info["received_timestamp"]) or self.now_ns())
+        self._episodes.put(stream.topic, data, int(info["received_timestamp"]) or self.now_ns())
 
     def _on_task(self, data: bytes) -> None:
         self._task = deserialize_message(data, String).data

@@ -16,11 +16,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from visual_process import Peer, peer, running
 
-from molmoact2_ros.nodes.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.node_base import LATCHED, RELIABLE, SENSOR
 from molmoact2_ros.recording.recover import recover
 
 
@@ -91,11 +91,17 @@ def test_recorded_by_service_byte_for_byte(robot: Peer, tmp_path: Path) -> None:
         out = Publishers(robot)
         robot.until(out.matched, "the recorder subscribes")
         out.task.publish(String(data="pick up the red cube"))
+        # As a bare `ros2 topic pub` does it: not latched. No stop may be missing from a recording.
+        stops = robot.node.create_publisher(Bool, "e_stop", RELIABLE)
+        robot.until(stops.get_subscription_count, "the recorder hears plain e-stops")
         assert "start one first" in robot.call(Trigger, "recorder/stop", Trigger.Request()).message
         started = robot.call(Trigger, "recorder/start", Trigger.Request())
         assert started.success, started.message
         before = out.count
         robot.until(lambda: out.count >= before + 40, "forty ticks", meanwhile=out.tick)
+        stops.publish(Bool(data=True))
+        out.say_episode(7, "waiting")
+        robot.until(lambda: out.count >= before + 50, "ten more ticks", meanwhile=out.tick)
         assert not robot.call(Trigger, "recorder/start", Trigger.Request()).success
         stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
         assert stopped.success, stopped.message
@@ -106,6 +112,8 @@ def test_recorded_by_service_byte_for_byte(robot: Peer, tmp_path: Path) -> None:
         assert set(found["/so101/cameras/front/image_raw"]) <= set(out.images)
         assert set(found["/so101/joint_states"]) <= set(out.states)
         assert [deserialize_message(data, String).data for data in found["/so101/task"]] == ["pick up the red cube"]
+        assert len(found["/so101/e_stop"]) == 1
+        assert len(found["/so101/sim/episode"]) == 1, "latched streams are heard twice and recorded once"
         custom = custom_data(bag)
         assert (custom["robot"], custom["task"], custom["checkpoint"]) == (
             "so101",

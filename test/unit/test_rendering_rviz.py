@@ -1,0 +1,82 @@
+"""The RViz view shows what the nodes publish, under names that RViz knows.
+
+RViz cannot run here: the file is held to the plugin classes of rviz_default_plugins (Jazzy) and to the topics and QoS
+in the source of the visualizer.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from molmoact2_ros.embodiments import embodiment
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config" / "so101.rviz"
+DISPLAYS = {"Grid", "RobotModel", "TF", "MarkerArray", "Path", "PointCloud2", "Image"}
+TOOLS = {"Interact", "MoveCamera", "Select", "FocusCamera", "Measure"}
+TYPES = {"MarkerArray": "MarkerArray", "Path": "Path", "PointCloud2": "PointCloud2", "Image": "Image"}
+FROM_ROBOT_STATE_PUBLISHER = {"/so101/robot_description"}
+
+
+@pytest.fixture(scope="module")
+def manager() -> dict[str, Any]:
+    return dict(yaml.safe_load(CONFIG.read_text())["Visualization Manager"])
+
+
+def published() -> dict[str, tuple[str, str]]:
+    """Topic -> (message type, QoS) of every `output(Type, "topic", QOS)` in the visualizer, cameras filled in."""
+    source = (ROOT / "molmoact2_ros" / "nodes" / "visualizer_node.py").read_text()
+    found = {}
+    for kind, topic, qos in re.findall(r'output\((\w+), f?"([^"]+)", (\w+)\)', source):
+        for camera in embodiment("so101").camera_names:
+            found["/so101/" + topic.replace("{camera}", camera)] = (kind, qos)
+    return found
+
+
+def topics_of(display: dict[str, Any]) -> list[dict[str, Any]]:
+    return [display[key] for key in ("Topic", "Description Topic") if key in display]
+
+
+def test_classes_are_those_of_rviz(manager: dict[str, Any]) -> None:
+    assert {entry["Class"] for entry in manager["Displays"]} == {f"rviz_default_plugins/{name}" for name in DISPLAYS}
+    assert {entry["Class"] for entry in manager["Tools"]} <= {f"rviz_default_plugins/{name}" for name in TOOLS}
+    assert manager["Views"]["Current"]["Class"] == "rviz_default_plugins/Orbit"
+    assert manager["Transformation"]["Current"]["Class"] == "rviz_default_plugins/TF"
+    for panel in yaml.safe_load(CONFIG.read_text())["Panels"]:
+        assert panel["Class"] in ("rviz_common/Displays", "rviz_common/Views")
+
+
+def test_every_topic_is_published_with_that_type_and_qos(manager: dict[str, Any]) -> None:
+    outputs = published()
+    assert len(outputs) >= 7
+    shown = set()
+    for display in manager["Displays"]:
+        for topic in topics_of(display):
+            name = topic["Value"]
+            if name in FROM_ROBOT_STATE_PUBLISHER:
+                assert topic["Durability Policy"] == "Transient Local"
+                continue
+            kind, qos = outputs[name]
+            assert kind == TYPES[display["Class"].split("/")[1]], name
+            # A reliable subscription to a best-effort publisher gets nothing.
+            assert topic["Reliability Policy"] == ("Best Effort" if qos == "SENSOR" else "Reliable"), name
+            assert topic["Durability Policy"] == "Volatile", name
+            shown.add(name)
+    expected = {"markers", "path", "depth_points", "depth_colour", "overlay/front", "overlay/wrist"}
+    assert shown == {f"/so101/visualization/{name}" for name in expected}
+
+
+def test_fixed_frame_is_the_base_of_the_model(manager: dict[str, Any]) -> None:
+    frame = manager["Global Options"]["Fixed Frame"]
+    assert frame == "base_link"
+    assert f'<link name="{frame}">' in (ROOT / "urdf" / "so101.urdf").read_text()
+
+
+def test_names_of_displays_are_distinct(manager: dict[str, Any]) -> None:
+    names = [entry["Name"] for entry in manager["Displays"]]
+    assert len(set(names)) == len(names)
