@@ -40,8 +40,8 @@ def message_class(msgtype: str) -> Any:
 def subscription_qos(stream: Stream) -> list[QoSProfile]:
     """What the recorder asks for: best effort where that is offered, and the last message of latched streams.
 
-    A latched stream is listened to twice, since a transient local subscription hears no publisher that does not latch (a
-    bare `ros2 topic pub`), and another one misses what was published before.
+    A latched stream is listened to twice, since a transient local subscription hears no publisher that does not latch
+    (a bare `ros2 topic pub`), and another one misses what was published before.
     """
     plain = QoSProfile(
         depth=stream.depth,
