@@ -55,7 +55,7 @@ _CELLS: dict[str, dict[str, CameraCalibration]] = {
     "so101": {
         # Faces the arm from across the table and a little above, so that the gripper never hides the whole cube.
         "front": CameraCalibration(
-            320, 240, _pinhole(320, 240, 43.0), "base_link", looking_at((0.60, 0.0, 0.42), (0.18, 0.0, 0.045), (0, 0, 1))
+            320, 240, _pinhole(320, 240, 37.0), "base_link", looking_at((0.60, 0.0, 0.42), (0.185, 0.0, 0.035), (0, 0, 1))
         ),
         # On the gripper's side, looking past the fingertips.
         "wrist": CameraCalibration(

@@ -98,6 +98,7 @@ class So101Cell:
             "light_diffuse": model.light_diffuse.copy(),
             "light_pos": model.light_pos.copy(),
             "geom_rgba": model.geom_rgba.copy(),
+            "mat_rgba": model.mat_rgba.copy(),
             "cam_pos": model.cam_pos.copy(),
             "cam_quat": model.cam_quat.copy(),
         }
@@ -219,8 +220,12 @@ class So101Cell:
         spread, model = self.randomisation, self.model
         model.light_diffuse[:] = self._nominal["light_diffuse"] * rng.uniform(1 - spread.light, 1 + spread.light)
         model.light_pos[:] = self._nominal["light_pos"] + spread.light * rng.standard_normal(3)
-        rgba = self._nominal["geom_rgba"]
-        model.geom_rgba[:, :3] = np.clip(rgba[:, :3] * rng.uniform(1 - spread.colour, 1 + spread.colour, (len(rgba), 3)), 0, 1)
+        for colours, nominal in ((model.geom_rgba, "geom_rgba"), (model.mat_rgba, "mat_rgba")):
+            change = rng.uniform(1 - spread.colour, 1 + spread.colour, (len(colours), 3))
+            colours[:, :3] = np.clip(self._nominal[nominal][:, :3] * change, 0, 1)
+        # A geom colour other than the default would override its material.
+        with_material = model.geom_matid >= 0
+        model.geom_rgba[with_material] = self._nominal["geom_rgba"][with_material]
         model.cam_pos[:] = self._nominal["cam_pos"] + spread.camera_m * rng.standard_normal((model.ncam, 3))
         turn = np.empty(4)
         for i in range(model.ncam):

@@ -1,0 +1,84 @@
+"""The scripted expert of the simulated cell in place of a policy: the same chunks topic, from the true place of the cube."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.duration import Duration
+from rclpy.time import Time
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.simulation.expert import expert_chunk
+
+
+class ExpertNode(MolmoNode):
+    """Publishes a chunk at a fixed rate while a task is set, its stamp being that of the joint reading it begins at."""
+
+    PARAMETERS = (Parameter("rate_hz", 5.0, "Chunks a second.", 0.5, 20.0),)
+
+    def __init__(self) -> None:
+        super().__init__("expert")
+        self._joints: JointState | None = None
+        self._cube: PoseStamped | None = None
+        self._task = ""
+        self._latency_ms = 0.0
+        self._chunks = 0
+
+    def setup(self) -> None:
+        self._robot = embodiment(self.param("robot"))
+        # The first call solves the inverse kinematics on its grid, which takes seconds.
+        expert_chunk(self._robot.rest_position, np.array([0.2, 0.0, 0.014]), horizon=1)
+        self._publisher = self.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.create_subscription(JointState, "joint_states", self._on_joints, SENSOR)
+        self.create_subscription(PoseStamped, "sim/object_pose", self._on_cube, SENSOR)
+        self.create_subscription(String, "task", self._on_task, LATCHED)
+        self.create_timer(1.0 / self.param("rate_hz"), self._plan)
+
+    def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
+        return (
+            DiagnosticStatus.OK,
+            "scripted expert" if self._task else "no task yet",
+            {"latency_ms": round(self._latency_ms, 2), "chunks": self._chunks},
+        )
+
+    def _on_joints(self, message: JointState) -> None:
+        self._joints = message
+
+    def _on_cube(self, message: PoseStamped) -> None:
+        self._cube = message
+
+    def _on_task(self, message: String) -> None:
+        self._task = message.data.strip()
+
+    def _plan(self) -> None:
+        if not self.active or not self._task or self._joints is None or self._cube is None:
+            return
+        stamp = Time.from_msg(self._joints.header.stamp).nanoseconds
+        if self.now_ns() - stamp > 500_000_000:
+            return
+        begun = time.perf_counter()
+        joints = self._robot.reorder(self._joints.name, np.asarray(self._joints.position))
+        cube = self._cube.pose.position
+        rows = expert_chunk(joints, np.array([cube.x, cube.y, cube.z]), self._robot.rate_hz, self._robot.horizon)
+        message = JointTrajectory(joint_names=list(self._robot.joint_names))
+        message.header.stamp = self._joints.header.stamp
+        for i, row in enumerate(rows):
+            after = Duration(nanoseconds=round((i + 1) * 1e9 / self._robot.rate_hz))
+            message.points.append(JointTrajectoryPoint(positions=row, time_from_start=after.to_msg()))
+        self._latency_ms = 1e3 * (time.perf_counter() - begun)
+        self._publisher.publish(message)
+        self._chunks += 1
+
+
+main = main_of(ExpertNode)
+
+if __name__ == "__main__":
+    main()

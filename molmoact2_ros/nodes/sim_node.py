@@ -1,0 +1,184 @@
+"""The simulated cell as a driver: joint targets in, joint states out, camera frames into the links that camera_node reads.
+
+From outside it looks like a driver node of real hardware; what only a simulator knows is under `sim/`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
+from rclpy.time import Time
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray
+from std_srvs.srv import Trigger
+
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.simulation.cell import CellRandomisation, So101Cell
+from molmoact2_ros.simulation.runner import CellRunner, CellSnapshot
+
+EPISODE_EVERY = 10
+"""Readings between two messages on `sim/episode`."""
+
+
+class SimNode(MolmoNode):
+    """One simulated cell. Commands of the wrong size or with NaN change nothing and are reported once."""
+
+    PARAMETERS = (
+        Parameter("seed", 0, "Where the placements of the episodes come from.", 0, 2**31 - 1),
+        Parameter("link_prefix", "molmoact2", "Frame links are called <link_prefix>_<camera>."),
+        Parameter("joint_rate_hz", 100.0, "Rate of joint_states.", 10.0, 500.0),
+        Parameter("camera_rate_hz", 30.0, "Frame rate of every camera.", 1.0, 60.0),
+        Parameter("watchdog_s", 0.2, "The arm holds when commands cease for this long.", 0.05, 5.0),
+        Parameter("command_topic", "controller/commands", "Joint targets, rad, in ROS joint order."),
+        Parameter("vary", True, "Vary light, colours and camera poses a little from episode to episode."),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("sim")
+        self._runner: CellRunner | None = None
+        self._next_episode = 0
+        self._state = "waiting"
+        self._readings = 0
+        self._refused = 0
+        self._estopped = False
+        self._episode_lock = threading.Lock()
+
+    def setup(self) -> None:
+        robot = embodiment(self.param("robot"))
+        self._robot = robot
+        self._joints = self.create_publisher(JointState, "joint_states", SENSOR)
+        self._object = self.create_publisher(PoseStamped, "sim/object_pose", SENSOR)
+        self._episode = self.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
+        self.create_subscription(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
+        self.create_subscription(Bool, "e_stop", self._on_e_stop, LATCHED)
+        self.create_service(Trigger, "sim/reset", self._on_reset)
+        self._message = JointState(name=list(robot.joint_names))
+        prefix = self.param("link_prefix")
+        variation = CellRandomisation() if self.param("vary") else CellRandomisation(light=0, colour=0, camera_m=0, camera_rad=0)
+        seed = int(self.param("seed"))
+        self._runner = CellRunner(
+            make_cell=lambda: So101Cell(seed=seed, randomisation=variation),
+            links={camera: f"{prefix}_{camera}" for camera in robot.camera_names},
+            on_reading=self._publish,
+            clock=self.now_ns,
+            joint_rate_hz=self.param("joint_rate_hz"),
+            camera_rate_hz=self.param("camera_rate_hz"),
+            watchdog_s=self.param("watchdog_s"),
+        )
+        self._runner.start()
+
+    def teardown(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
+        if self._runner is None:
+            return DiagnosticStatus.ERROR, "no cell", {}
+        values = {
+            "lost_s": round(self._runner.lost_s, 3),
+            "watchdog_holds": self._runner.watchdog_holds,
+            "refused_commands": self._refused,
+        }
+        if self._runner.lost_s > 1.0:
+            return DiagnosticStatus.WARN, "this machine is too slow to run the cell in real time", values
+        return DiagnosticStatus.OK, f"episode {self._state}", values
+
+    def _on_command(self, message: Float64MultiArray) -> None:
+        if self._runner is None or self._estopped:
+            return
+        values = np.asarray(message.data, dtype=np.float64)
+        if values.shape != (self._robot.dof,) or not np.all(np.isfinite(values)):
+            if not self._refused:
+                self.get_logger().error(
+                    f"command refused: expected {self._robot.dof} finite joint targets in rad, got {values.tolist()[:8]}"
+                )
+            self._refused += 1
+            return
+        self._runner.command(values)
+
+    def _on_e_stop(self, message: Bool) -> None:
+        # The servos keep their last target, as position servos do; nothing moves them until the stop is released.
+        if message.data != self._estopped:
+            self.get_logger().warning("e-stop " + ("pressed" if message.data else "released"))
+        self._estopped = bool(message.data)
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._runner is None:
+            response.success, response.message = False, "the cell is not running"
+            return response
+        try:
+            self._runner.reset(self._next_episode)
+        except TimeoutError as error:
+            response.success, response.message = False, str(error)
+            return response
+        with self._episode_lock:
+            self._state = "running"
+        response.success, response.message = True, str(self._next_episode)
+        self._next_episode += 1
+        return response
+
+    def _publish(self, snapshot: CellSnapshot) -> None:
+        """Called from the cell's thread at every reading."""
+        stamp = Time(nanoseconds=snapshot.stamp_ns).to_msg()
+        self._message.header.stamp = stamp
+        self._message.position = snapshot.positions
+        self._message.velocity = snapshot.velocities
+        self._joints.publish(self._message)
+        self._readings += 1
+        if self._readings % 3 == 0:
+            self._object.publish(_pose(snapshot, stamp))
+        with self._episode_lock:
+            before = self._state
+            if before == "running":
+                if snapshot.episode.success:
+                    self._state = "success"
+                elif snapshot.object_position[2] < -0.05:
+                    self._state = "failure"
+            state = self._state
+        if state != before or self._readings % EPISODE_EVERY == 0:
+            self._episode.publish(_episode(snapshot, state))
+
+
+def _pose(snapshot: CellSnapshot, stamp: object) -> PoseStamped:
+    message = PoseStamped()
+    message.header.stamp = stamp
+    message.header.frame_id = "base_link"
+    place, turn = message.pose.position, message.pose.orientation
+    place.x, place.y, place.z = (float(v) for v in snapshot.object_position)
+    turn.w, turn.x, turn.y, turn.z = (float(v) for v in snapshot.object_wxyz)
+    return message
+
+
+def _episode(snapshot: CellSnapshot, state: str) -> DiagnosticStatus:
+    episode = snapshot.episode
+    nearest = episode.min_distance_m if math.isfinite(episode.min_distance_m) else -1.0
+    values = {
+        "episode": episode.number,
+        "seed": episode.seed,
+        "elapsed_s": f"{episode.elapsed_s:.2f}",
+        "cube_height_m": f"{snapshot.cube_height_m:.4f}",
+        "gripper_distance_m": f"{snapshot.gripper_distance_m:.4f}",
+        "min_gripper_distance_m": f"{nearest:.4f}",
+        "grasped": str(snapshot.grasped).lower(),
+        "reached": str(episode.reached).lower(),
+        "success": str(episode.success).lower(),
+    }
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name="episode",
+        message=state,
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+
+
+main = main_of(SimNode)
+
+if __name__ == "__main__":
+    main()
