@@ -104,7 +104,13 @@ class Inputs:
 
     def _take(self, name: str, value: NDArray, stamp_ns: int, now_ns: int) -> None:
         last = self._samples.get(name)
-        # Best-effort transport may deliver out of order; but a clock that was set back must not shut the input out.
+        if last is not None and now_ns < last.arrival_ns:
+            # The clock was set back: what it said before means nothing any more.
+            self._samples.clear()
+            self._used.clear()
+            self._not_before_ns = min(self._not_before_ns, now_ns)
+            last = None
+        # Best-effort transport may deliver out of order; a camera that comes back may count its time anew.
         if last is None or stamp_ns > last.stamp_ns or now_ns - last.arrival_ns > self._limits[name] * 1e9:
             self._samples[name] = _Sample(value, stamp_ns, now_ns)
             if stamp_ns < self._used.get(name, 0):

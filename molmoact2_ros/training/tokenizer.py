@@ -44,7 +44,7 @@ def family(name: str, count: int) -> tuple[str, ...]:
 
 
 def special_tokens(num_action_tokens: int = 0) -> tuple[str, ...]:
-    """Every special token below the vocabulary size, in the order of their ids (Qwen's three among themselves aside)."""
+    """Every special token below the vocabulary size, in the order of their ids; Qwen's three among themselves aside."""
     return (
         *QWEN_SPECIALS,
         *("<setup_start>", "<setup_end>", "<control_start>", "<control_end>"),

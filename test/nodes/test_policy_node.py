@@ -1,8 +1,8 @@
 """The policy node over real ROS, in its own process, with a tiny random checkpoint.
 
 Pins: chunks and depth grids carry the oldest stamp; a silent camera stops publishing and is named, and its return
-starts it again; an empty task stops publishing; what was seen before a task message is not used after it; a checkpoint that
-does not fit is refused with one line and a failing exit.
+starts it again; an empty task stops publishing; what was seen before a task message is not used after it; a
+checkpoint that does not fit is refused with one line and a failing exit.
 """
 
 from __future__ import annotations
