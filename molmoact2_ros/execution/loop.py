@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -9,6 +10,15 @@ import numpy as np
 
 CLOCK_SLACK_NS = 2_000_000
 """How far ROS time at a deadline may differ from the even grid before the grid is moved to it."""
+
+
+def _real_time(priority: int) -> str:
+    """Put the calling thread under SCHED_FIFO; returns what became of it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (OSError, AttributeError) as error:
+        return f"normal: SCHED_FIFO {priority} is not permitted ({error}); give the user an rtprio limit"
+    return f"SCHED_FIFO {priority}"
 
 
 class DeadlineLoop:
@@ -26,13 +36,17 @@ class DeadlineLoop:
         now_ns: Callable[[], int],
         monotonic_ns: Callable[[], int],
         sleep: Callable[[float], None],
+        realtime_priority: int = 0,
         history: int = 1024,
     ) -> None:
         self.period_ns = round(1e9 / rate_hz)
         self.missed = 0
+        self.scheduling = "normal"
+        """How the thread is scheduled, and why not in real time where that was asked for."""
         self.failure: Exception | None = None
         """What ended the loop, if something did."""
         self._body, self._now_ns, self._monotonic_ns, self._sleep = body, now_ns, monotonic_ns, sleep
+        self._realtime_priority = realtime_priority
         self._periods = np.zeros(history)
         self._costs = np.zeros(history)
         self._ticks = 0
@@ -54,6 +68,8 @@ class DeadlineLoop:
 
     def run(self) -> None:
         """Tick until `stop`. An exception of `body` ends the loop and stays in `failure`."""
+        if self._realtime_priority > 0:
+            self.scheduling = _real_time(self._realtime_priority)
         deadline = last = self._monotonic_ns()
         offset = self._now_ns() - deadline
         try:
@@ -62,11 +78,10 @@ class DeadlineLoop:
                 wait = deadline - self._monotonic_ns()
                 if wait > 0:
                     self._sleep(wait * 1e-9)
-                elif -wait >= self.period_ns:
-                    missed = -wait // self.period_ns
-                    self.missed += missed
-                    deadline += missed * self.period_ns
                 started = self._monotonic_ns()
+                missed = max(0, started - deadline) // self.period_ns
+                self.missed += missed
+                deadline += missed * self.period_ns
                 measured = self._now_ns() - self._monotonic_ns()
                 if abs(measured - offset) > CLOCK_SLACK_NS:
                     offset = measured

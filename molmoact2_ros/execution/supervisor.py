@@ -76,7 +76,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
 }
 """Every change there is.
 
-While STOPPING towards DISARMED only DISARM, E_STOP and AT_REST count: a fault that lasts, such as a blocked arm, must not
+While STOPPING towards DISARMED only DISARM, E_STOP and AT_REST count: a lasting fault, such as a blocked arm, must not
 keep the arm from being disarmed.
 """
 

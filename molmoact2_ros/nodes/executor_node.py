@@ -54,6 +54,7 @@ class ExecutorNode(MolmoNode):
         Parameter("position_margin", 0.05, "How far a target may lie outside the position limits, rad.", 0.0, 0.5),
         Parameter("max_tracking_error", 0.25, "Largest distance of an arm joint from its commands, rad.", 0.01, 1.0),
         Parameter("tracking_window_s", 0.3, "Commands so far back count against servo lag, s.", 0.02, 2.0),
+        Parameter("realtime_priority", 0, "SCHED_FIFO priority of the command loop; 0 leaves it normal.", 0, 99),
         Parameter("tracking_error_s", 0.2, "How long the tracking error must last to be a fault, s.", 0.0, 2.0),
         Parameter(
             "max_tick_gap_s", 0.25, "A longer gap in the command loop or its clock halts the motion, s.", 0.02, 2.0
@@ -104,7 +105,8 @@ class ExecutorNode(MolmoNode):
             self.create_service(Trigger, "executor/reset_e_stop", self._on_reset),
         ]
         self._state_timer = self.create_timer(0.2, self._publish_present)
-        self._loop = DeadlineLoop(rate, self._tick, self.now_ns, time.monotonic_ns, time.sleep)
+        priority = int(self.param("realtime_priority"))
+        self._loop = DeadlineLoop(rate, self._tick, self.now_ns, time.monotonic_ns, time.sleep, priority)
         # Work in the spinning thread may keep the loop waiting for at most this long.
         sys.setswitchinterval(5e-4)
         core.configured()
@@ -225,7 +227,7 @@ class ExecutorNode(MolmoNode):
     def _values(self, core: Executor) -> dict[str, object]:
         values: dict[str, object] = {"reason": self._failure or core.reason, **core.values(self.now_ns())}
         if self._loop is not None:
-            values["missed_deadlines"] = self._loop.missed
+            values.update(missed_deadlines=self._loop.missed, scheduling=self._loop.scheduling)
             values.update({key: f"{value:.3f}" for key, value in self._loop.punctuality().items()})
         return values
 

@@ -1,7 +1,7 @@
 """The executor node over real ROS 2: its own process, a pretended driver in the test's.
 
-Regressions pinned: chunks that are garbage move nothing; silence of the policy or the driver ends in a hold that says why;
-an e-stop stays.
+Regressions pinned: garbage in chunks moves nothing; silence of the policy or the driver ends in a hold that says
+why; an e-stop stays. All tests but the last share one executor process; each leaves it DISARMED.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +78,26 @@ class Cell:
         out[:, :5] += speed * (np.arange(ROBOT.horizon) + 1)[:, None] / ROBOT.rate_hz
         return np.clip(out, ROBOT.limits.lower, ROBOT.limits.upper)
 
+    def begin(self) -> None:
+        """The arm at its rest pose, read by the executor, which is DISARMED."""
+        self.await_state("DISARMED")
+        with self.lock:
+            self.position = ROBOT.rest_position.copy()
+            self.commands.clear()
+        wait_until(lambda: float(self.value("joint_state_age_ms") or 1e9) < 200.0, "readings to reach the executor")
+
+    def end(self) -> None:
+        """Leave the executor DISARMED, whatever the test did."""
+        self.policy, self.encoders_work = None, True
+        if self.state == "ESTOPPED":
+            self.e_stop.publish(Bool(data=False))
+            wait_until(self.reset, "the reset to be allowed")
+        self.arm(False)
+        self.await_state("DISARMED")
+
+    def reset(self) -> bool:
+        return bool(self.companion.call(Trigger, "executor/reset_e_stop", Trigger.Request()).success)
+
     # -- what the executor says -----------------------------------------------------------------------------------
 
     @property
@@ -102,9 +121,6 @@ class Cell:
 
     def track(self, speed: float = 0.4) -> None:
         """Arm, let a policy run, and wait until the arm has moved by 0.1 rad."""
-        wait_until(
-            lambda: self.state == "DISARMED" and self.value("joint_state_age_ms"), "readings to reach the executor"
-        )
         response = self.arm()
         assert response.success, response.message
         self.policy = lambda: self.chunk(self.rows(speed))
@@ -125,24 +141,36 @@ class Cell:
         return self.commands[-1]
 
 
-@pytest.fixture
-def executor(tmp_path: Path) -> Iterator[NodeProcess]:
-    arguments = ["--ros-args", "-r", "__ns:=/so101"]
-    with NodeProcess("molmoact2_ros.nodes.executor_node", arguments, tmp_path / "executor.log") as process:
-        yield process
-
-
-@pytest.fixture
-def cell(executor: NodeProcess) -> Iterator[Cell]:
-    with Companion() as companion:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cell, NodeProcess]]:
+    # Wide enough for a loaded machine, on which this process and the executor's may wait half a second for a core.
+    patience = ("max_tick_gap_s:=2.0", "joint_state_timeout_s:=0.6", "realtime_priority:=10")
+    arguments = ["--ros-args", "-r", "__ns:=/so101", *(word for figure in patience for word in ("-p", figure))]
+    log = tmp_path_factory.mktemp("executor") / "executor.log"
+    with NodeProcess("molmoact2_ros.nodes.executor_node", arguments, log) as process, Companion() as companion:
         cell = Cell(companion)
-        cell.await_state("DISARMED")
-        yield cell
+        wait_until(lambda: cell.state == "DISARMED", lambda: f"the executor; it wrote\n{process.output}", 30.0)
+        yield cell, process
+
+
+@pytest.fixture
+def executor(shared: tuple[Cell, NodeProcess]) -> NodeProcess:
+    return shared[1]
+
+
+@pytest.fixture
+def cell(shared: tuple[Cell, NodeProcess]) -> Iterator[Cell]:
+    cell, process = shared
+    cell.begin()
+    yield cell
+    if process.popen is not None and process.popen.poll() is None:
+        cell.end()
 
 
 def test_disarmed_it_commands_nothing_and_armed_it_begins_where_the_arm_is(cell: Cell) -> None:
     cell.policy = lambda: cell.chunk(cell.rows())
-    wait_until(lambda: int(cell.value("chunks_previewed")) >= 3, "chunks to be previewed")
+    previewed = int(cell.value("chunks_previewed"))
+    wait_until(lambda: int(cell.value("chunks_previewed")) >= previewed + 3, "chunks to be previewed")
     assert cell.commands == []
     cell.policy = None
     measured = cell.position.copy()
@@ -154,7 +182,6 @@ def test_disarmed_it_commands_nothing_and_armed_it_begins_where_the_arm_is(cell:
 
 def test_it_moves_along_the_chunks_and_stops_on_disarm(cell: Cell) -> None:
     cell.track()
-    assert int(cell.value("chunks_accepted")) >= 1
     response = cell.arm(False)
     assert response.success
     cell.await_state("DISARMED", "disarmed on request")
@@ -209,16 +236,13 @@ def test_an_e_stop_holds_and_stays_until_reset(cell: Cell) -> None:
     cell.e_stop.publish(Bool(data=True))
     cell.await_state("ESTOPPED", "e-stop pressed")
     held = cell.await_rest()
-    assert not cell.companion.call(Trigger, "executor/reset_e_stop", Trigger.Request()).success
+    assert not cell.reset()
     cell.e_stop.publish(Bool(data=False))
     np.testing.assert_array_equal(cell.await_rest(30), held)
     assert cell.state == "ESTOPPED"
     response = cell.arm()
     assert not response.success and "ESTOPPED" in response.message
-    wait_until(
-        lambda: cell.companion.call(Trigger, "executor/reset_e_stop", Trigger.Request()).success,
-        "the reset to be allowed",
-    )
+    wait_until(cell.reset, "the reset to be allowed")
     cell.await_state("DISARMED")
     assert cell.arm().success
 
@@ -228,6 +252,7 @@ def test_an_e_stop_from_a_publisher_that_latches_nothing_is_heard(cell: Cell) ->
     wait_until(lambda: plain.get_subscription_count() >= 1, "the executor to be discovered")
     plain.publish(Bool(data=True))
     cell.await_state("ESTOPPED")
+    cell.node.destroy_publisher(plain)
 
 
 def test_a_silent_driver_ends_in_a_hold_that_says_so(cell: Cell) -> None:
@@ -248,7 +273,7 @@ def test_a_new_task_drops_the_chunks_of_the_old_one(cell: Cell) -> None:
 
 def test_arming_without_a_driver_is_refused_with_the_reason(cell: Cell) -> None:
     cell.encoders_work = False
-    wait_until(lambda: float(cell.value("joint_state_age_ms") or 1e9) > 300.0, "the readings to be old")
+    wait_until(lambda: float(cell.value("joint_state_age_ms")) > 300.0, "the readings to be old")
     response = cell.arm()
     assert not response.success
     assert "joint" in response.message and "is the driver running?" in response.message

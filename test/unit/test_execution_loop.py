@@ -59,6 +59,24 @@ def test_missed_deadlines_are_counted_and_not_made_up_for() -> None:
     assert loop.missed == 3
 
 
+def test_a_tick_that_wakes_up_late_is_not_told_a_time_long_past() -> None:
+    time, late = Time(), []
+    naps = iter([0, 130_000_000, 0, 0])
+
+    def oversleep(seconds: float) -> None:
+        time.ns += round(seconds * 1e9) + next(naps)
+
+    def body(now_ns: int) -> None:
+        late.append(time.ns + time.epoch_ns - now_ns)
+        if len(late) == 4:
+            loop._stop.set()
+
+    loop = DeadlineLoop(100.0, body, lambda: time.ns + time.epoch_ns, lambda: time.ns, oversleep)
+    loop.run()
+    assert all(0 <= ns < PERIOD_NS for ns in late), late
+    assert loop.missed == 13
+
+
 def test_a_step_of_the_system_clock_reaches_the_body() -> None:
     time, seen = Time(), []
 
