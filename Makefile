@@ -22,10 +22,10 @@ demo: setup
 	@exec $(BIN)/molmoact2 sim --robot so101 --task "$(TASK)" --episodes $(EPISODES) --seed $(SEED) --out out $(ARGS)
 
 test: setup
-	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@exec $(BIN)/python -m pytest $(ARGS)
 
 test-all: setup
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

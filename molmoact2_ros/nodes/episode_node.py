@@ -137,7 +137,7 @@ class EpisodeNode(MolmoNode):
         if not self._driver.executor[0] or not self._arm.service_is_ready():
             missing.append(f"executor ({self.resolve_topic_name('executor/state')}; node executor)")
         if not self.count_publishers("policy/action_chunk"):
-            missing.append(f"policy ({self.resolve_topic_name('policy/action_chunk')}; node policy)")
+            missing.append(f"policy ({self.resolve_topic_name('policy/action_chunk')}; node policy or expert)")
         return ", no ".join(missing)
 
     def _call(self, client: Client, request: Any, asked: Request) -> None:
