@@ -194,7 +194,8 @@ class So101Cell:
         if -CUBE_HALF <= offset[2] <= CUBE_HALF + self.REACH_M:
             episode.min_distance_m = min(episode.min_distance_m, distance)
             episode.reached = episode.reached or distance <= self.REACH_M
-        if self.cube_height() >= self.LIFT_M and self._touching() <= self._pads:
+        touching = self._touching()
+        if self.cube_height() >= self.LIFT_M and touching and touching <= self._pads:
             episode.held_s += step
             episode.success = episode.success or episode.held_s >= self.HOLD_S
         else:

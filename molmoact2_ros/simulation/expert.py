@@ -46,25 +46,24 @@ def _plane_table() -> RegularGridInterpolator:
     import mink
     import mujoco
 
-    model = mujoco.MjModel.from_xml_string(scene_xml())
+    model = mujoco.MjModel.from_xml_string(scene_xml(with_objects=False))
     configuration = mink.Configuration(model)
     task = mink.FrameTask("grip", "site", position_cost=1.0, orientation_cost=[0.05, 0.05, 0.0])
     q = configuration.q.copy()
-    q[:6] = [0.0, -0.46, 0.66, 1.37, 0.0, 0.5]
-    radii, heights = np.linspace(0.11, 0.275, 23), np.linspace(-0.01, 0.17, 19)
+    q[:] = [0.0, -0.46, 0.66, 1.37, 0.0, 0.5]
+    radii, heights = np.linspace(0.11, 0.275, 23), np.linspace(-0.01, 0.15, 17)
     table = np.empty((len(radii), len(heights), 3))
     # The gripper points down where the grip frame equals the base frame.
     for i, radius in enumerate(radii):
         for j, height in enumerate(heights if i % 2 == 0 else heights[::-1]):
             task.set_target(mink.SE3.from_translation(np.array([PAN_AXIS[0] + radius, 0.0, height])))
-            for _ in range(60):
+            for _ in range(15):
                 configuration.update(q)
                 error = task.compute_error(configuration)
                 if np.linalg.norm(error[:3]) < 1e-5 and np.linalg.norm(error[3:5]) < 1e-3:
                     break
                 velocity = mink.solve_ik(configuration, [task], 1.0, "daqp", damping=1e-6)
                 velocity[[0, 4, 5]] = 0.0
-                velocity[6:] = 0.0
                 q = configuration.integrate(velocity, 1.0)
             table[i, j if i % 2 == 0 else len(heights) - 1 - j] = q[1:4]
     return RegularGridInterpolator((radii, heights), table, bounds_error=False, fill_value=None)

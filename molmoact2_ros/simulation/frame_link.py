@@ -8,6 +8,7 @@ is being written, so that a reader can tell that it has read a torn frame and re
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from multiprocessing import resource_tracker, shared_memory
 
 import numpy as np
@@ -30,11 +31,8 @@ class FrameWriter:
     def __init__(self, name: str, height: int, width: int) -> None:
         self._slot_size, size = _layout(height, width)
         self._shape = (height, width, 3)
-        try:
+        with suppress(FileNotFoundError):  # left behind by a killed run
             stale = shared_memory.SharedMemory(name=name)
-        except FileNotFoundError:
-            pass
-        else:  # left behind by a killed run
             stale.close()
             stale.unlink()
         self._memory = shared_memory.SharedMemory(name=name, create=True, size=size)
@@ -60,9 +58,13 @@ class FrameWriter:
 
     def close(self) -> None:
         """Remove the link."""
+        self.forget()
+        self._memory.unlink()
+
+    def forget(self) -> None:
+        """Let go of the link without removing it, for when another writer has taken it over."""
         del self._header
         self._memory.close()
-        self._memory.unlink()
 
 
 class FrameReader:

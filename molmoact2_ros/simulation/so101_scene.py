@@ -85,8 +85,8 @@ def _arm() -> str:
     return out + closing
 
 
-def scene_xml() -> str:
-    """MJCF of the whole cell."""
+def scene_xml(with_objects: bool = True) -> str:
+    """MJCF of the whole cell; without objects it has the arm's joints only, which is what kinematics needs."""
     joints = SO101.joint_names
     actuators = "".join(
         f'<position name="{name}" joint="{name}" kp="{kp}" dampratio="1" forcerange="{-force} {force}" '
@@ -99,7 +99,7 @@ def scene_xml() -> str:
         if camera_calibration("so101", name).mount == "base_link"
     )
     objects = ""
-    for name, colour in _COLOURS.items():
+    for name, colour in _COLOURS.items() if with_objects else ():
         if name == "red":
             shape = f'type="box" size="{CUBE_HALF} {CUBE_HALF} {CUBE_HALF}" mass="0.03"'
         elif name == "green":
