@@ -65,6 +65,13 @@ def audit_lines(audits: dict[str, StreamAudit]) -> list[str]:
     return lines
 
 
+def preload() -> None:
+    """Load the writing library now: within the first message of an episode it would cost the messages of a second."""
+    from rosbags.rosbag2 import Writer as _  # noqa: F401
+
+    _typestore()
+
+
 @cache
 def _typestore() -> Any:
     from rosbags.typesys import Stores, get_typestore

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from molmoact2_ros.recording.bag import Bag, StreamAudit
+from molmoact2_ros.recording.bag import Bag, StreamAudit, preload
 from molmoact2_ros.recording.streams import Stream
 
 _NAME = re.compile(r"episode_(\d+)")
@@ -137,6 +137,7 @@ class EpisodeRecorder:
     ) -> None:
         """Record `streams` under `directory`, which is made when it is not there."""
         directory.mkdir(parents=True, exist_ok=True)
+        preload()
         self.directory = directory
         self._streams = tuple(streams)
         self._latched = {stream.topic for stream in streams if stream.latched}

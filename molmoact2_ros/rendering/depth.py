@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CODEBOOK_FILE = "depth_codebook.safetensors"
 VQVAE_FILE = "vae-final.pt"
 VQVAE_SOURCE = "allenai/MolmoAct-7B-D-0812"
+NEAREST_M = 0.01
+"""A distance below this counts as this."""
 
 
 class DepthDecoder(ABC):
@@ -72,8 +74,7 @@ class CodebookDecoder(DepthDecoder):
             raise ValueError("the depth codebook contains NaN or infinity; train it again")
         self._codebook = np.ascontiguousarray(codebook, dtype=np.float32)
         self.num_codes = int(codebook.shape[0])
-        # A few far codes would take most of the colours from the table and what stands on it.
-        low, high = np.percentile(self._codebook, (1.0, 97.0))
+        low, high = np.percentile(self._codebook, (0.5, 99.5))
         self.limits = (float(low), float(high))
 
     def _decode(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -190,20 +191,23 @@ def colourize(
 ) -> NDArray[np.uint8]:
     """Colour picture (h, w, 3), RGB, of `depth` (h, w): near is bright yellow, far is dark, not finite is grey.
 
-    The colour map (inferno) is even to the eye and readable without colour vision. Without `limits` the picture's own
-    2nd and 98th percentile are its ends.
+    Distances (`near_is_small`) are coloured by their inverse: what the arm works on gets most of the colours, and the
+    far wall few. The colour map (inferno) is even to the eye and readable without colour vision. Without `limits` the
+    picture's own 2nd and 98th percentile are its ends.
     """
     depth = np.asarray(depth, dtype=np.float32)
     if depth.ndim != 2:
         raise ValueError(f"a depth picture must have shape (h, w), got {depth.shape}")
     good = np.isfinite(depth)
+    if near_is_small:  # distances to inverse distances, as the other decoder gives them
+        depth = 1.0 / np.maximum(depth, NEAREST_M)
+        limits = None if limits is None else (1.0 / max(limits[1], NEAREST_M), 1.0 / max(limits[0], NEAREST_M))
     if not good.any():
         return np.full((*depth.shape, 3), 128, np.uint8)
     low, high = limits if limits is not None else np.percentile(depth[good], (2.0, 98.0))
     scaled = np.clip((np.where(good, depth, low) - low) / max(high - low, 1e-9), 0.0, 1.0)
-    nearness = 1.0 - scaled if near_is_small else scaled
     # The darkest tenth of the map is lost on most screens.
-    bgr = cv2.applyColorMap((25.0 + 225.0 * nearness).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    bgr = cv2.applyColorMap((25.0 + 225.0 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
     rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     rgb[~good] = 128
     return np.asarray(rgb, dtype=np.uint8)

@@ -137,7 +137,8 @@ def test_near_is_bright_in_either_sense_of_depth() -> None:
     brightness = colourize(metres, near_is_small=True, limits=(0.2, 1.0)).astype(int).sum(axis=2).ravel()
     assert np.all(np.diff(brightness) <= 0)
     assert brightness[0] > 2 * brightness[-1]
-    other = colourize(-metres, False, (-1.0, -0.2)).astype(int)
+    assert brightness[0] - brightness[16] > brightness[-17] - brightness[-1], "most colours go to what is near"
+    other = colourize(1.0 / metres, False, (1.0, 5.0)).astype(int)
     assert np.abs(other - colourize(metres, True, (0.2, 1.0))).max() <= 3, "rounding to 8 bit apart"
 
 
