@@ -24,6 +24,8 @@ from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
 
 ROBOT = embodiment("so101")
+START_S = 90.0
+"""Importing rclpy and scipy takes 2 s of a core, which a loaded machine may not give for a long time."""
 
 
 class Cell:
@@ -149,7 +151,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cell, Nod
     log = tmp_path_factory.mktemp("executor") / "executor.log"
     with NodeProcess("molmoact2_ros.nodes.executor_node", arguments, log) as process, Companion() as companion:
         cell = Cell(companion)
-        wait_until(lambda: cell.state == "DISARMED", lambda: f"the executor; it wrote\n{process.output}", 30.0)
+        wait_until(lambda: cell.state == "DISARMED", lambda: f"the executor; it wrote\n{process.output}", START_S)
         yield cell, process
 
 
@@ -273,7 +275,7 @@ def test_a_new_task_drops_the_chunks_of_the_old_one(cell: Cell) -> None:
 
 def test_arming_without_a_driver_is_refused_with_the_reason(cell: Cell) -> None:
     cell.encoders_work = False
-    wait_until(lambda: float(cell.value("joint_state_age_ms")) > 300.0, "the readings to be old")
+    wait_until(lambda: float(cell.value("joint_state_age_ms")) > 700.0, "the readings to be old")
     response = cell.arm()
     assert not response.success
     assert "joint" in response.message and "is the driver running?" in response.message

@@ -325,7 +325,7 @@ def hostile_run(seed: int, ticks: int = 250) -> Cell:
     return cell
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_hostile_stream_of_chunks_brings_a_set_point_outside_a_limit(seed: int) -> None:
     cell = hostile_run(seed)
