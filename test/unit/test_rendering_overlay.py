@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mujoco
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.rendering.montage import Caption, canvas_shape, montage
 from molmoact2_ros.rendering.overlay import Legend, PicturePath, overlay, ramp
-from molmoact2_ros.rendering.projection import camera_pose, points_of_depth, project, tip_paths
+from molmoact2_ros.rendering.projection import camera_pose, load_calibrations, points_of_depth, project, tip_paths
 from molmoact2_ros.simulation.calibration import CameraCalibration, camera_calibration
 from molmoact2_ros.simulation.so101_scene import scene_xml
 
@@ -158,3 +160,18 @@ def test_film_picture_is_made_of_what_there_is() -> None:
 def test_a_picture_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         overlay(np.zeros((10, 10), np.uint8), (), 0.0)
+
+
+def test_cameras_of_a_real_cell_are_read_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "cameras.yaml"
+    entry = (
+        "{width: 640, height: 480, k: [600, 0, 320, 0, 600, 240, 0, 0, 1], mount: base_link, xyz: [0.6, 0, 0.4], %s}"
+    )
+    file.write_text("front: " + entry % "wxyz: [0, 1, 0, 0]")
+    front = load_calibrations(file)["front"]
+    assert (front.width, front.height, front.mount) == (640, 480, "base_link")
+    pixels, _ = project(np.array([[0.7, 0.0, 0.0]]), front, camera_pose(SO101, front, None))
+    np.testing.assert_allclose(pixels, [[320 + 600 * 0.1 / 0.4, 240]])
+    file.write_text("front: " + entry % "rpy: [0, 0, 0]")
+    with pytest.raises(ValueError, match=r"camera 'front' needs .*wxyz"):
+        load_calibrations(file)
