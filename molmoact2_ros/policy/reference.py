@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,7 +76,9 @@ def empty_model(config: Mapping[str, Any]) -> Any:
         CheckpointError: the configuration describes no MolmoAct2 model.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # The class calls a function that transformers has emptied and announces; nothing the user can act on.
+            warnings.filterwarnings("ignore", message="`rope_config_validation` is deprecated")
             settings = reference_module("configuration_molmoact2").MolmoAct2Config(**config)
             return _modeling().MolmoAct2ForConditionalGeneration(settings)
     except Exception as error:

@@ -26,8 +26,8 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
 from molmoact2_ros.nodes.policy_messages import nanoseconds
 
-START_S = 60.0
-"""Importing torch and lerobot on a busy core takes a quarter of a minute."""
+START_S = 180.0
+"""Importing torch and transformers takes seconds, on a busy machine a minute or two."""
 
 
 def arguments(**parameters: object) -> list[str]:
