@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from visual_process import Peer, peer, running
@@ -32,7 +32,8 @@ class Run:
         node = robot.node
         self.images = {c: node.create_publisher(Image, f"cameras/{c}/image_raw", SENSOR) for c in ("front", "wrist")}
         self.episode = node.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
-        self.colour = (0, 0, 0)
+        self.diagnostics = robot.listen(DiagnosticArray, "/diagnostics")
+        self.colour = (90, 90, 90)
         self.outcome, self.number, self.ticks = "waiting", 1, 0
 
     def tick(self) -> None:
@@ -49,10 +50,25 @@ class Run:
             )
         )
 
-    def play(self, robot: Peer, outcome: str, colour: tuple[int, int, int], ticks: int = 12) -> None:
+    def said(self) -> tuple[str, int]:
+        """What the film node last said on /diagnostics, and how many frames were encoded by then."""
+        own = [status for array in self.diagnostics for status in array.status if status.name == "/so101/film"]
+        if not own:
+            return "", 0
+        return own[-1].message, int({value.key: value.value for value in own[-1].values}.get("frames", 0))
+
+    def play(self, robot: Peer, outcome: str, colour: tuple[int, int, int], frames: int = 8) -> None:
+        """Go on like this until the film has grown by `frames` and all of it can be of this colour."""
         self.outcome, self.colour = outcome, colour
-        end = self.ticks + ticks
-        robot.until(lambda: self.ticks >= end, f"{ticks} ticks", meanwhile=self.tick)
+        ticks, before = self.ticks + 20, self.said()[1]
+        robot.until(
+            lambda: self.ticks >= ticks and self.said()[1] >= before + frames, f"film of {outcome}", meanwhile=self.tick
+        )
+
+    def wait_for(self, robot: Peer, words: str) -> None:
+        """Go on until the film node says `words` again."""
+        self.diagnostics.clear()
+        robot.until(lambda: self.said()[0] == words, f"film node says {words!r}", meanwhile=self.tick)
 
 
 def panel_colour(picture: np.ndarray) -> np.ndarray:
@@ -69,12 +85,13 @@ def test_film_and_picture_of_a_run(robot: Peer, tmp_path: Path, how: signal.Sign
             lambda: all(output.get_subscription_count() for output in (*run.images.values(), run.episode)),
             f"the film node listens: {node.output()}",
         )
-        run.play(robot, "waiting", (90, 90, 90))
-        run.play(robot, "running", (200, 0, 0), ticks=20)
-        run.play(robot, "success", (0, 200, 0))
-        robot.until(picture.exists, "the picture of the success")
+        run.wait_for(robot, "waiting for motion")
+        run.play(robot, "running", (200, 0, 0), frames=15)
+        run.play(robot, "running", (0, 200, 0))
+        run.outcome = "success"
+        robot.until(picture.exists, "the picture of the success", meanwhile=run.tick)
         run.number = 2
-        run.play(robot, "running", (0, 0, 200), ticks=20)
+        run.play(robot, "running", (0, 0, 200), frames=15)
         assert node.end(how) == 0, node.output()
     still = cv2.imread(str(picture))
     assert still is not None
@@ -86,8 +103,8 @@ def test_film_and_picture_of_a_run(robot: Peer, tmp_path: Path, how: signal.Sign
         frames.append(read[1][..., ::-1])
     assert len(frames) > 15
     assert frames[0].shape == canvas_shape()
-    # Filming begins with the motion, not with the wait (nine pictures) before it.
-    assert np.abs(panel_colour(frames[3]) - (200, 0, 0)).max() < 20
+    # Filming begins with the motion, not with the wait of a second (fifteen pictures) before it.
+    assert np.abs(panel_colour(frames[8]) - (200, 0, 0)).max() < 20
     assert np.abs(panel_colour(frames[-1]) - (0, 0, 200)).max() < 20
 
 
@@ -96,8 +113,11 @@ def test_a_run_without_success_ends_with_its_last_picture(robot: Peer, tmp_path:
     with running("film_node", tmp_path / "log", {"picture": str(picture)}) as node:
         run = Run(robot)
         robot.until(lambda: run.images["front"].get_subscription_count(), f"it listens: {node.output()}")
-        run.play(robot, "running", (200, 0, 0), ticks=20)
-        run.play(robot, "failure", (0, 0, 200), ticks=20)
+        run.outcome, run.colour = "running", (200, 0, 0)
+        run.wait_for(robot, "filming")
+        run.outcome, run.colour = "failure", (0, 0, 200)
+        run.wait_for(robot, "filming")
+        run.wait_for(robot, "filming")
         assert not picture.exists()
         assert node.end() == 0, node.output()
     still = cv2.imread(str(picture))
