@@ -69,10 +69,14 @@ run="$PWD/$venv/bin/python"
 export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 [ -x "$venv/bin/uv" ] || "$run" -m pip install --quiet -r requirements/bootstrap.txt ||
     say "uv is not available from the package index; going on with pip, which is slower"
-if [ -x "$venv/bin/uv" ] && "$venv/bin/uv" pip install --python "$run" $reinstall -r requirements/test.txt; then
-    :
-else
-    say "installing with pip"
+# uv does not read pip's configuration: where that names another index (a company's mirror), uv is told.
+index=$("$run" -m pip config get global.index-url 2>/dev/null || true)
+index=${PIP_INDEX_URL:-$index}
+[ -z "$index" ] || [ -n "${UV_DEFAULT_INDEX:-}" ] || export UV_DEFAULT_INDEX="$index"
+with_uv() { [ -x "$venv/bin/uv" ] && "$venv/bin/uv" pip install --python "$run" $reinstall "$@" -r requirements/test.txt; }
+# The second try is for networks whose certificate only the system knows.
+if ! with_uv && ! with_uv --system-certs; then
+    say "uv could not install them; going on with pip, which is slower"
     "$run" -m pip install ${reinstall:+--force-reinstall} --no-deps -r requirements/test.txt ||
         fail "the packages could not be installed (see above); is the package index reachable?"
 fi
