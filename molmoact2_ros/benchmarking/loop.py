@@ -99,7 +99,7 @@ def render(options: Options, summary: Line, found: Mapping[str, Any], load_befor
         "",
         "## The policy, ms",
         "",
-        "From the oldest observation to the chunk's arrival, then the policy's own times by stage (once a second, of its",
+        "From the oldest observation to the chunk's arrival, then the policy's own times by stage (each second, its",
         "last call).",
         "",
         "| what | p50 | p90 | p99 |",
