@@ -1,10 +1,7 @@
 # What a user and a developer types. Every target sets up what is missing first (milliseconds when nothing is).
 .PHONY: help setup demo test test-all lint lock clean
 
-# A sourced ROS or another environment must not leak in (its numpy and its libraries clash with the pinned ones).
-unexport PYTHONPATH PYTHONHOME LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
-
-BIN := $(CURDIR)/.venv/bin
+RUN := sh tools/run.sh
 TASK ?= pick up the red cube
 EPISODES ?= 10
 SEED ?= 1000
@@ -18,23 +15,23 @@ help:
 setup:
 	@sh tools/setup.sh
 
-demo: setup
-	@exec $(BIN)/molmoact2 sim --robot so101 --task "$(TASK)" --episodes $(EPISODES) --seed $(SEED) --out out $(ARGS)
+demo:
+	@exec $(RUN) molmoact2 sim --robot so101 --task "$(TASK)" --episodes $(EPISODES) --seed $(SEED) --out out $(ARGS)
 
-test: setup
-	@exec $(BIN)/python -m pytest $(ARGS)
+test:
+	@exec $(RUN) python -m pytest $(ARGS)
 
-test-all: setup
-	@exec $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+test-all:
+	@exec $(RUN) python -m pytest -m "slow or not slow" $(ARGS)
 
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+lint:
+	$(RUN) ruff check .
+	$(RUN) mypy
 
 # Compiles the pins anew from what requirements/*.in asks for; versions move only where they must.
-lock: setup
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate requirements/test.in -o requirements/test.txt
+lock:
+	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
+	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/test.in -o requirements/test.txt
 
 clean:
 	rm -rf build install log out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

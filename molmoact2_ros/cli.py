@@ -164,10 +164,10 @@ def _shown(path: str) -> str:
 
 
 def _check_renderer() -> None:
-    from molmoact2_ros.processes import renderer
+    from molmoact2_ros.processes import graphics_installed
 
-    if not os.environ.get("MUJOCO_GL") and not renderer():
-        raise UsageError("the simulated cameras need OpenGL: sudo apt install libegl1 libgl1-mesa-dri")
+    if not os.environ.get("MUJOCO_GL") and not graphics_installed():
+        raise UsageError("the simulated cameras need OpenGL: sudo apt install libegl1 libgl1-mesa-dri libopengl0")
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,11 @@ _PR_SET_PDEATHSIG = 1
 _DISCOVERY_PORTS = (0, 10, 12, 14, 16)
 """Of a domain: multicast, and the first four participants."""
 
-_RENDERERS = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+_RENDERERS = {
+    "egl": (("libEGL.so.1",), ("libOpenGL.so.0", "libGL.so.1", "libGLESv2.so.2")),
+    "osmesa": (("libOSMesa.so.8",),),
+}
+"""For each of MuJoCo's renderers the libraries it needs: one of every group."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -200,16 +204,44 @@ def node_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if "ROS_DOMAIN_ID" not in env:
         env["ROS_DOMAIN_ID"] = str(free_domain_id())
+    if not renderer():
+        env |= _unpacked_graphics(env)
     env.setdefault("MUJOCO_GL", renderer() or "egl")
     env.setdefault("RCUTILS_COLORIZED_OUTPUT", "0")
     return env
 
 
+def graphics_installed() -> bool:
+    """Tell whether the simulated cameras can render: by the system's libraries or by those that set-up unpacked."""
+    return bool(renderer()) or (Path(sys.prefix) / "graphics" / "usr").is_dir()
+
+
+def _unpacked_graphics(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables that lead to the Mesa that `tools/graphics.sh` unpacks where there is no libEGL."""
+    root = Path(sys.prefix) / "graphics" / "usr"
+    if not root.is_dir():
+        return {}
+    libraries = next(root.glob("lib/*-linux-gnu"))
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(libraries), env.get("LD_LIBRARY_PATH", "")])),
+        "LIBGL_DRIVERS_PATH": str(libraries / "dri"),
+        "GBM_BACKENDS_PATH": str(libraries / "gbm"),
+        "__EGL_VENDOR_LIBRARY_DIRS": str(root / "share/glvnd/egl_vendor.d"),
+    }
+
+
 def renderer() -> str:
     """Return what MuJoCo can render with on this machine without a display: `egl`, else `osmesa`, else nothing."""
-    for name, library in _RENDERERS.items():
-        with contextlib.suppress(OSError):
+
+    def loads(library: str) -> bool:
+        try:
             ctypes.CDLL(library)
+        except OSError:
+            return False
+        return True
+
+    for name, groups in _RENDERERS.items():
+        if all(any(map(loads, group)) for group in groups):
             return name
     return ""
 

@@ -11,7 +11,7 @@ stamp=$venv/.molmoact2_stamp
 unfinished=$venv/.molmoact2_unfinished
 package=molmoact2_ros
 
-wanted="$(cat requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh | cksum) $PWD"
+wanted="$(cat requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh tools/graphics.sh | cksum) $PWD"
 current() {
     [ -f "$stamp" ] && [ ! -f "$unfinished" ] && [ -x "$venv/bin/python" ] && [ "$(cat "$stamp")" = "$wanted" ]
 }
@@ -91,6 +91,8 @@ ln -sfn "$PWD/resource/$package" "$venv/share/ament_index/resource_index/package
 ln -sfn "$PWD/package.xml" "$share/package.xml"
 for folder in launch config urdf; do ln -sfn "$PWD/$folder" "$share/$folder"; done
 for script in scripts/*; do ln -sfn "$PWD/$script" "$venv/lib/$package/${script#scripts/}"; done
+
+sh tools/graphics.sh
 
 unset _ROS_WHEELS_BOOTSTRAP_COMPLETE
 AMENT_PREFIX_PATH=$PWD/$venv "$run" -c 'import numpy, rclpy, sensor_msgs.msg, molmoact2_ros' ||
