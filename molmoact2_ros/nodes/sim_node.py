@@ -5,7 +5,6 @@ From outside it looks like a driver node of real hardware; what only a simulator
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 
@@ -158,14 +157,13 @@ def _pose(snapshot: CellSnapshot, stamp: object) -> PoseStamped:
 
 def _episode(snapshot: CellSnapshot, state: str) -> DiagnosticStatus:
     episode = snapshot.episode
-    nearest = episode.min_distance_m if math.isfinite(episode.min_distance_m) else -1.0
     values = {
         "episode": episode.number,
         "seed": episode.seed,
         "elapsed_s": f"{episode.elapsed_s:.2f}",
         "cube_height_m": f"{snapshot.cube_height_m:.4f}",
         "gripper_distance_m": f"{snapshot.gripper_distance_m:.4f}",
-        "min_gripper_distance_m": f"{nearest:.4f}",
+        "min_gripper_distance_m": f"{episode.min_distance_m:.4f}",
         "grasped": str(snapshot.grasped).lower(),
         "reached": str(episode.reached).lower(),
         "success": str(episode.success).lower(),

@@ -7,6 +7,7 @@ until the cell reports success or failure or the time is up, disarm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -284,6 +285,7 @@ class EpisodeDriver:
 
     def _finish(self, outcome: str, reason: str, now_ns: int) -> None:
         current = self.current
+        nearest = current.min_gripper_distance_m if current else None
         self.results.append(
             Result(
                 episode=len(self.results),
@@ -292,7 +294,7 @@ class EpisodeDriver:
                 elapsed_s=round((now_ns - self._since_ns) / SECOND if self.phase is Phase.RUNNING else 0.0, 3),
                 reached=current is not None and current.reached,
                 cube_height_m=current.cube_height_m if current else 0.0,
-                min_gripper_distance_m=current.min_gripper_distance_m if current else None,
+                min_gripper_distance_m=nearest if nearest is not None and math.isfinite(nearest) else None,
             )
         )
         self._task_ns = 0

@@ -33,6 +33,8 @@ LIFT = 0.105
 """Height of the grip point that the cube is lifted to, m."""
 OFFSET = 0.007
 """How far inwards of the cube's centre the grip point goes down, so that the fixed finger, on the inner side, has room, m."""
+TILT = 0.25
+"""Difference of the arm's joints from those of a gripper that points down, beyond which it must be pushing, rad."""
 SPEED = 0.14
 """Largest speed of the grip point, m/s."""
 JAW_SPEED = 3.0
@@ -96,6 +98,8 @@ def expert_chunk(joints: Array, cube: Array, rate_hz: float = 30.0, horizon: int
     direction = direction / np.linalg.norm(direction)
     grasp = np.array([*(cube[:2] - OFFSET * direction), CUBE_HALF + 0.001])
     between = _between(point, cube)
+    # A gripper that is tilted near the table stands on something: back up before anything else.
+    blocked = point[2] < CLEARANCE - 0.02 and float(np.linalg.norm(residual[1:4])) > TILT and not between
     holding = between and EMPTY < jaw <= HELD
     closing = 0
     rows = np.empty((horizon, 6))
@@ -103,6 +107,9 @@ def expert_chunk(joints: Array, cube: Array, rate_hz: float = 30.0, horizon: int
         across = float(np.hypot(*(point[:2] - grasp[:2])))
         if holding:
             target, jaw_target = np.array([point[0], point[1], LIFT]), CLOSED
+        elif blocked:
+            target, jaw_target = np.array([point[0], point[1], CLEARANCE]), OPEN
+            blocked = point[2] < CLEARANCE - 0.005
         elif closing or (across < 0.012 and point[2] < grasp[2] + 0.008 and jaw > HELD):
             closing += 1
             target, jaw_target = point, CLOSED
