@@ -35,9 +35,10 @@ for candidate in \
 done
 
 if [ -n "$first_without_venv" ]; then
-    echo "$first_without_venv cannot make virtual environments; install its venv module: sudo apt install python3.12-venv" >&2
+    echo "$first_without_venv cannot make virtual environments; install its venv module:" \
+        "sudo apt install python3.12-venv" >&2
 else
-    echo "No Python 3.12 found. Get one with 'sudo apt install python3.12-venv' (Ubuntu 24.04), 'pyenv install 3.12' or" \
-        "'uv python install 3.12', or name yours: PYTHON=/path/to/python3.12 make setup" >&2
+    echo "No Python 3.12 found. Get one with 'sudo apt install python3.12-venv' (Ubuntu 24.04)," \
+        "'pyenv install 3.12' or 'uv python install 3.12', or name yours: PYTHON=/path/to/python3.12 make setup" >&2
 fi
 exit 1

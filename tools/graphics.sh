@@ -11,10 +11,11 @@ say() { echo "setup: $*" >&2; }
 MUJOCO_GL=egl .venv/bin/python -c 'import mujoco; mujoco.GLContext(16, 16).make_current()' >/dev/null 2>&1 && exit 0
 [ -e "$target/usr" ] && exit 0
 command -v apt-get >/dev/null 2>&1 && command -v dpkg-deb >/dev/null 2>&1 || {
-    say "no OpenGL without a display here: the simulated cameras will not work until libEGL and Mesa are installed"
+    say "no OpenGL without a display: the simulated cameras will not work until libEGL and Mesa are installed"
     exit 0
 }
-say "no OpenGL without a display here: unpacking the system's packages of it into $target (system-wide: apt install $wanted)"
+say "no OpenGL without a display here: unpacking the system's packages of it into $target"
+say "(system-wide: sudo apt install $wanted)"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
@@ -24,7 +25,8 @@ apt() {
     apt-get -qq -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work" -o Dir::Cache::archives="$work/archives" \
         -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" "$@"
 }
-if apt update >"$work/log" 2>&1 && apt install --simulate --no-install-recommends $wanted >"$work/plan" 2>>"$work/log" &&
+if apt update >"$work/log" 2>&1 &&
+    apt install --simulate --no-install-recommends $wanted >"$work/plan" 2>>"$work/log" &&
     names=$(awk '$1 == "Inst" { print $2 }' "$work/plan") && [ -n "$names" ] &&
     (cd "$work/archives" && apt download $names) >>"$work/log" 2>&1; then
     for package in "$work"/archives/*.deb; do dpkg-deb -x "$package" "$work/root"; done

@@ -11,7 +11,8 @@ stamp=$venv/.molmoact2_stamp
 unfinished=$venv/.molmoact2_unfinished
 package=molmoact2_ros
 
-wanted="$(cat requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh tools/graphics.sh | cksum) $PWD"
+inputs="requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh tools/graphics.sh"
+wanted="$(cat $inputs | cksum) $PWD"
 current() {
     [ -f "$stamp" ] && [ ! -f "$unfinished" ] && [ -x "$venv/bin/python" ] && [ "$(cat "$stamp")" = "$wanted" ]
 }
@@ -28,7 +29,7 @@ if command -v flock >/dev/null 2>&1; then
 fi
 
 [ "$(uname -sm)" = "Linux x86_64" ] ||
-    fail "the ROS 2 wheels exist for Linux x86_64 only, this is $(uname -sm); on another machine use a ROS 2 Jazzy installation"
+    fail "the ROS 2 wheels exist for Linux x86_64 only, this is $(uname -sm); use a ROS 2 Jazzy installation there"
 
 trap 'say "interrupted; run it again to finish"; exit 130' INT
 trap 'say "ended early; run it again to finish"; exit 143' TERM HUP
@@ -39,7 +40,8 @@ if [ -e "$venv" ]; then
         say "an earlier set-up did not finish; starting again"
         rm -rf "$venv"
     elif [ ! -x "$venv/bin/python" ] || { [ -f "$stamp" ] && [ "$(cut -d' ' -f3- "$stamp")" != "$PWD" ]; }; then
-        [ -f "$stamp" ] || [ -f "$unfinished" ] || fail "$PWD/$venv has no Python and was not made by this script; remove it and run again"
+        [ -f "$stamp" ] || [ -f "$unfinished" ] ||
+            fail "$PWD/$venv has no Python and was not made by this script; remove it and run again"
         say "the project has moved or its Python is gone; making $venv again"
         rm -rf "$venv"
     elif ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))'; then
@@ -57,7 +59,8 @@ if [ ! -e "$venv" ]; then
     [ "$free" -gt 8000000 ] || say "only $((free / 1000000)) GB are free here; the set-up needs about 8"
     mkdir "$venv"
     echo create >"$unfinished"
-    "$python" -m venv "$venv" || fail "$python could not make $venv; is its venv module complete (apt: python3.12-venv)?"
+    "$python" -m venv "$venv" ||
+        fail "$python could not make $venv; is its venv module complete (apt: python3.12-venv)?"
 else
     say "1/3 environment: $venv is there"
     [ -f "$unfinished" ] || echo update >"$unfinished"
@@ -73,7 +76,10 @@ export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_HTTP_
 index=$("$run" -m pip config get global.index-url 2>/dev/null || true)
 index=${PIP_INDEX_URL:-$index}
 [ -z "$index" ] || [ -n "${UV_DEFAULT_INDEX:-}" ] || export UV_DEFAULT_INDEX="$index"
-with_uv() { [ -x "$venv/bin/uv" ] && "$venv/bin/uv" pip install --python "$run" $reinstall "$@" -r requirements/test.txt; }
+with_uv() {
+    [ -x "$venv/bin/uv" ] &&
+        "$venv/bin/uv" pip install --python "$run" $reinstall "$@" -r requirements/test.txt
+}
 # The second try is for networks whose certificate only the system knows.
 if ! with_uv && ! with_uv --system-certs; then
     say "uv could not install them; going on with pip, which is slower"
@@ -83,7 +89,8 @@ fi
 
 say "3/3 this package, live from $PWD"
 # Flat .pth and console scripts; no build isolation, so nothing further is fetched.
-"$run" -m pip install --quiet --no-deps --no-build-isolation --editable . || fail "this package could not be installed (see above)"
+"$run" -m pip install --quiet --no-deps --no-build-isolation --editable . ||
+    fail "this package could not be installed (see above)"
 # An editable install places no data files, so what ROS looks up by package name is linked in.
 share=$venv/share/$package
 mkdir -p "$share" "$venv/lib/$package" "$venv/share/ament_index/resource_index/packages"

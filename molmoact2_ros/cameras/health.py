@@ -76,12 +76,15 @@ class CameraHealth:
         height, width = frame.rgb.shape[:2]
         delay_s = (now_ns - frame.stamp_ns) * 1e-9
         self._fault = ""
+        if self._stamps and frame.stamp_ns == self._stamps[-1]:
+            self.refused += 1  # a source that was opened anew gives its last frame again: silence, and reported as such
+            return f"camera {self._name!r}: the same frame again"
         if frame.rgb.dtype != np.uint8 or frame.rgb.shape != (limits.height, limits.width, 3):
             self._fault = (
                 f"camera {self._name!r}: picture is {width}x{height} {frame.rgb.dtype}, expected "
                 f"{limits.width}x{limits.height} uint8 RGB; set the parameters width and height to what it gives"
             )
-        elif self._stamps and frame.stamp_ns <= self._stamps[-1]:
+        elif self._stamps and frame.stamp_ns < self._stamps[-1]:
             back_ms = (self._stamps[-1] - frame.stamp_ns) * 1e-6
             self._fault = f"camera {self._name!r}: capture time went back by {back_ms:.1f} ms; has the clock been set?"
             if back_ms > 1e3:  # a clock that was set back for good is followed, once it has been reported

@@ -68,6 +68,13 @@ def test_a_wrong_size_an_old_frame_and_a_stamp_that_goes_back_are_refused():
     assert (health.frames, health.refused) == (3, 3)
 
 
+def test_the_same_frame_again_is_silence_and_not_a_clock_that_went_back():
+    health = CameraHealth("front", LIMITS)
+    now = fed(health, 3)
+    assert health.admit(Frame(picture(), now), now + 2 * SECOND)
+    assert "no frame for 2.00 s" in health.report(now + 2 * SECOND).message
+
+
 def test_a_clock_that_was_set_back_is_reported_once_and_then_followed():
     health = CameraHealth("front", LIMITS)
     now = fed(health, 3) - 10 * SECOND
