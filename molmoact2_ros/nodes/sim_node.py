@@ -127,8 +127,8 @@ class SimNode(MolmoNode):
         """Called from the cell's thread at every reading."""
         stamp = Time(nanoseconds=snapshot.stamp_ns).to_msg()
         self._message.header.stamp = stamp
-        self._message.position = snapshot.positions
-        self._message.velocity = snapshot.velocities
+        self._message.position = snapshot.positions.tolist()
+        self._message.velocity = snapshot.velocities.tolist()
         self._joints.publish(self._message)
         self._readings += 1
         if self._readings % 3 == 0:
