@@ -10,7 +10,8 @@ from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from molmoact2_ros.policy.interface import Observation, Policy, Prediction
 
-BACKENDS = ("reference",)
+BACKENDS = ("torch", "reference")
+"""torch: the reference's weights in stages, with the same codes and actions; reference: its own `predict_action`."""
 
 
 def open_policy(
@@ -31,6 +32,7 @@ def open_policy(
     Args:
         checkpoint: a directory in the released format, the name of a bundled checkpoint, or a Hugging Face id.
         robot: the embodiment that will execute the chunks; checked against the checkpoint.
+        backend: one of `BACKENDS`.
         norm_tag: tag in `norm_stats.json`, always explicit: another tag is another robot's scaling.
         device: `cpu`, `cuda`, `cuda:N`, or `auto` (a GPU when there is one).
         dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on a CPU, as stored on a GPU).
@@ -49,6 +51,10 @@ def open_policy(
     say = log or logging.getLogger(__name__).warning
     for note in opened.notes:
         say(note)
+    if backend == "torch":
+        from molmoact2_ros.policy.fast_policy import FastPolicy
+
+        return FastPolicy(opened, robot, device=device, dtype=dtype, threads=threads, seed=seed, log=say)
     from molmoact2_ros.policy.reference_policy import ReferencePolicy
 
     return ReferencePolicy(opened, robot, device=device, dtype=dtype, threads=threads, seed=seed, log=say)

@@ -34,6 +34,10 @@ _PACKAGE = "lerobot.policies.molmoact2.molmoact2_hf_model"
 _ALIAS = "molmoact2_reference"
 _LABELS = {"auto_map", "processor_class", "image_processor_type", "video_processor_type"}
 
+CELL_PIXELS = 32
+CELL_THRESHOLD = 0.996
+"""A depth cell is this many pixels wide in the resized picture, and counts as changed below this cosine similarity."""
+
 DepthCache = Mapping[str, Any]
 """The reference's own cache of the last frame: `image` uint8 (h, w, 3) and `depth_bins` int64 (cells,)."""
 
@@ -67,6 +71,43 @@ def updated_cells(image: NDArray[np.uint8], cache: DepthCache, cells: int) -> ND
         module._extract_first_image([image]), module._normalize_image_for_cache(cache["image"]), num_depth_codes=cells
     )
     return mask
+
+
+def resized_for_depth(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """`image` uint8 (h, w, 3) as the change of cells is judged on it, (size, size, 3)."""
+    resized: NDArray[np.uint8] = _modeling()._resize_depth_reasoning_image(image, size)
+    return resized
+
+
+def prompt_text(
+    config: Any, metadata: Mapping[str, Any], task: str, state: NDArray[np.float32], cameras: int, depth: bool
+) -> str:
+    """The prompt of `predict_action`; `task` as `normalized_task` gives it, `state` (dof,) scaled to -1 .. 1."""
+    module = _modeling()
+    text: str = module._build_robot_text(
+        task=task,
+        style="robot_depth_action" if depth else "robot_action",
+        discrete_state_string=module._build_discrete_state_string(state, int(config.num_state_tokens)),
+        setup_type=str(metadata.get("setup_type", "") or ""),
+        control_mode=str(metadata.get("control_mode", "") or ""),
+        add_setup_tokens=bool(config.add_setup_tokens),
+        add_control_tokens=bool(config.add_control_tokens),
+        num_images=cameras,
+    )
+    return text
+
+
+def state_bins(state: NDArray[np.float32], num_state_tokens: int) -> list[int]:
+    """The state tokens of a scaled state (dof,), as indices."""
+    return [int(index) for index in _modeling()._discretize_normalized_state(state, num_state_tokens).reshape(-1)]
+
+
+def bins_of_sequence(tokens: list[int], start: int, end: int, first_code: int, num_codes: int) -> list[int]:
+    """The codes between the first `start` and the `end` after it; other tokens are passed over, as by the reference."""
+    bins: list[int] = _modeling()._extract_discrete_token_bins(
+        tokens, start, end, {first_code + code: code for code in range(num_codes)}
+    )
+    return bins
 
 
 def empty_model(config: Mapping[str, Any]) -> Any:
@@ -164,11 +205,13 @@ class StageClock:
 
 
 @dataclass(frozen=True)
-class ReferenceAnswer:
-    """What one call gave: actions (rows, dof) float32 in the checkpoint's units, the depth bins and the next cache."""
+class Answer:
+    """What one call gave: actions (rows, dof) float32 in the checkpoint's units, the depth bins (cells,), which of them
+    were predicted anew (cells,), and the next cache."""
 
     actions: NDArray[np.float32]
     depth_bins: NDArray[np.int64] | None
+    depth_updated: NDArray[np.bool_] | None
     depth_cache: DepthCache | None
     timings_ms: dict[str, float]
     forwards: int
@@ -183,7 +226,7 @@ class ReferenceModel:
         self.processor = load_processor(checkpoint.directory)
         self.checkpoint = checkpoint
         self.clock = StageClock(device)
-        self._tokenizer_agrees()
+        check_tokenizer(checkpoint, self.processor.tokenizer, self.model.config)
         self._hook()
 
     def predict(
@@ -194,7 +237,7 @@ class ReferenceModel:
         *,
         depth_cache: DepthCache | None,
         generator: torch.Generator,
-    ) -> ReferenceAnswer:
+    ) -> Answer:
         """One call of `predict_action`: continuous actions, adaptive depth where the checkpoint has depth.
 
         Raises:
@@ -217,7 +260,14 @@ class ReferenceModel:
             )
             actions = output.actions[0].float().cpu().numpy()
         bins = None if output.depth_bins is None else output.depth_bins[0].cpu().numpy()
-        return ReferenceAnswer(actions, bins, output.depth_cache, self.clock.milliseconds(), self.clock.forwards)
+        updated = None
+        if bins is not None:
+            cells = bins.size
+            updated = np.ones(cells, bool) if depth_cache is None else updated_cells(images[0], depth_cache, cells)
+        return Answer(actions, bins, updated, output.depth_cache, self.clock.milliseconds(), self.clock.forwards)
+
+    def reset(self) -> None:
+        """Begin an episode; the reference keeps nothing of its own."""
 
     def _timed_processor(self, *args: Any, **kwargs: Any) -> Any:
         with self.clock.stage("preprocess"):
@@ -248,27 +298,31 @@ class ReferenceModel:
         backbone = model.model.vision_backbone
         backbone.forward = timed("vision", backbone.forward)
 
-    def _tokenizer_agrees(self) -> None:
-        """The tokenizer's ids must be the configuration's: another tokenizer would prompt in another language."""
-        tokenizer, config = self.processor.tokenizer, self.model.config
-        expected = {
-            "<im_patch>": config.image_patch_id,
-            "<action_output>": config.action_output_token_id,
-            "<state_0>": config.state_token_start_id,
-        }
-        if self.checkpoint.depth_side is not None:
-            expected["<depth_0>"] = config.depth_token_start_id
-            expected["<depth_end>"] = config.depth_end_token_id
-        wrong = [
-            f"{token} is {tokenizer.convert_tokens_to_ids(token)} instead of {index}"
-            for token, index in expected.items()
-            if index is not None and tokenizer.convert_tokens_to_ids(token) != index
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"{self.checkpoint.directory}: the tokenizer is not this model's: {', '.join(wrong)}; use the files of "
-                "one checkpoint together"
-            )
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: Any, config: Any) -> None:
+    """The tokenizer's ids must be the configuration's: another tokenizer would prompt in another language.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    expected = {
+        "<im_patch>": config.image_patch_id,
+        "<action_output>": config.action_output_token_id,
+        "<state_0>": config.state_token_start_id,
+    }
+    if checkpoint.depth_side is not None:
+        expected["<depth_0>"] = config.depth_token_start_id
+        expected["<depth_end>"] = config.depth_end_token_id
+    wrong = [
+        f"{token} is {tokenizer.convert_tokens_to_ids(token)} instead of {index}"
+        for token, index in expected.items()
+        if index is not None and tokenizer.convert_tokens_to_ids(token) != index
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint.directory}: the tokenizer is not this model's: {', '.join(wrong)}; use the files of "
+            "one checkpoint together"
+        )
 
 
 def reference_module(name: str) -> ModuleType:

@@ -1,31 +1,19 @@
-"""The first backend: the reference's own `predict_action` behind `infer` and `reset`."""
+"""The backend `reference`: the reference's own `predict_action` behind `infer` and `reset`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint
-from molmoact2_ros.policy.interface import Observation, Prediction
-from molmoact2_ros.policy.reference import DepthCache, ReferenceModel, normalized_task, updated_cells
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-MAX_CACHE_GAP_NS = 2_000_000_000
-"""Depth older than this is not replayed: too much may have happened unseen."""
+from molmoact2_ros.policy.model_policy import ModelPolicy
+from molmoact2_ros.policy.reference import ReferenceModel
 
 
-class ReferencePolicy:
-    """Runs a checkpoint with the reference model.
+class ReferencePolicy(ModelPolicy):
+    """Runs a checkpoint with the reference model; see `ModelPolicy` for the arguments."""
 
-    Invariant: the depth cache belongs to the last prediction of the present task; `reset`, another task, another image
-    size and a gap in time drop it. A failed call leaves it as it was.
-    """
+    _model: ReferenceModel
 
     def __init__(
         self,
@@ -38,153 +26,13 @@ class ReferencePolicy:
         seed: int = 0,
         log: Callable[[str], None],
     ) -> None:
-        if threads > 0:
-            torch.set_num_threads(threads)
-        where = _device(device)
-        self._checkpoint = checkpoint
-        self._robot = robot
-        self._log = log
-        self._model = ReferenceModel(checkpoint, where, _dtype(dtype, where, checkpoint))
-        self._generator = torch.Generator(device=where).manual_seed(seed)
-        self._cache: DepthCache | None = None
-        self._cache_task = ""
-        self._cache_stamp_ns = 0
-        self._outside: tuple[str, ...] = ()
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """What is being run."""
-        return self._checkpoint
-
-    def reset(self) -> None:
-        """Drop the depth cache: the next call predicts every cell."""
-        self._cache = None
-
-    def infer(self, observation: Observation) -> Prediction:
-        """Predict a chunk; see `Policy.infer`."""
-        task = normalized_task(observation.task)
-        if not task:
-            raise ValueError(
-                f"the task {observation.task!r} is empty: without words the model moves confidently and wrongly; say "
-                "what to do, for example 'pick up the red cube'"
-            )
-        images = self._images(observation)
-        joints = self._robot.checked(observation.joints, "joint positions")
-        if joints.ndim != 1:
-            raise ValueError(f"{self._robot.name}: one state of {self._robot.dof} joints expected, got {joints.shape}")
-        state = self._robot.model_from_joints(joints, self._checkpoint.frame)
-        self._report_outside(state)
-        cache = self._usable_cache(task, images[0], observation)
-        answer = self._model.predict(images, task, state, depth_cache=cache, generator=self._generator)
-        size = (self._checkpoint.horizon, self._robot.dof)
-        if answer.actions.shape != size or not np.all(np.isfinite(answer.actions)):
-            raise RuntimeError(
-                f"the model gave a chunk of shape {answer.actions.shape} with "
-                f"{int(np.sum(~np.isfinite(answer.actions)))} non-finite values, expected "
-                f"{size} finite ones"
-            )
-        codes, updated = self._depth(images[0], answer.depth_bins, cache)
-        self._cache, self._cache_task = answer.depth_cache, task
-        self._cache_stamp_ns = observation.stamp_ns
-        return Prediction(
-            stamp_ns=observation.stamp_ns,
-            chunk_model=answer.actions,
-            chunk_joints=self._robot.joints_from_model(answer.actions.astype(np.float64), self._checkpoint.frame),
-            rate_hz=self._checkpoint.rate_hz,
-            depth_codes=codes,
-            depth_updated=updated,
-            timings_ms=answer.timings_ms,
-            forwards=answer.forwards,
+        super().__init__(
+            checkpoint,
+            robot,
+            lambda where, kind: ReferenceModel(checkpoint, where, kind),
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            seed=seed,
+            log=log,
         )
-
-    def _images(self, observation: Observation) -> list[NDArray[np.uint8]]:
-        """The pictures in the order of the prompt."""
-        wanted, got = self._checkpoint.cameras, set(observation.images)
-        if got != set(wanted) or set(observation.image_stamps_ns) != got:
-            raise ValueError(
-                f"the checkpoint needs the cameras {', '.join(wanted)}, got {', '.join(sorted(got)) or 'none'}; "
-                "start the missing ones and leave out the others"
-            )
-        images = [np.ascontiguousarray(observation.images[name]) for name in wanted]
-        for name, image in zip(wanted, images, strict=True):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-                raise ValueError(
-                    f"camera {name!r}: expected RGB uint8 (height, width, 3), got {image.dtype} {image.shape}"
-                )
-        return images
-
-    def _usable_cache(self, task: str, image: NDArray[np.uint8], observation: Observation) -> DepthCache | None:
-        cache = self._cache
-        if cache is None or self._checkpoint.depth_side is None:
-            return None
-        if task != self._cache_task:
-            return None
-        gap = observation.stamp_ns - self._cache_stamp_ns
-        if not 0 <= gap <= MAX_CACHE_GAP_NS:
-            self._log(f"depth cache dropped: {gap / 1e9:.2f} s since the last prediction; every cell is predicted anew")
-            return None
-        if np.shape(cache["image"]) != image.shape:
-            self._log(f"depth cache dropped: the main camera changed from {np.shape(cache['image'])} to {image.shape}")
-            return None
-        cells = self._checkpoint.depth_side**2
-        if np.size(cache["depth_bins"]) != cells:
-            self._log(
-                f"depth cache unusable: it has {np.size(cache['depth_bins'])} codes instead of {cells}; every cell is "
-                "predicted anew"
-            )
-            return None
-        return cache
-
-    def _depth(
-        self, image: NDArray[np.uint8], bins: NDArray[np.int64] | None, cache: DepthCache | None
-    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.bool_] | None]:
-        side = self._checkpoint.depth_side
-        if side is None or bins is None:
-            return None, None
-        if bins.size != side * side:
-            raise RuntimeError(f"the model gave {bins.size} depth codes, expected {side} x {side}")
-        updated = np.ones(side * side, bool) if cache is None else updated_cells(image, cache, side * side)
-        return bins.reshape(side, side).astype(np.uint8), updated.reshape(side, side)
-
-    def _report_outside(self, state: NDArray[np.float64]) -> None:
-        """Say, when it changes, which joints have left the range of the training states (they are clipped to it)."""
-        stats = self._checkpoint.metadata["state_stats"]
-        if "q01" not in stats or "q99" not in stats:
-            return
-        low, high = np.asarray(stats["q01"], dtype=np.float64), np.asarray(stats["q99"], dtype=np.float64)
-        margin = 0.05 * (high - low)
-        outside = tuple(
-            name
-            for name, value, a, b in zip(self._robot.joint_names, state, low - margin, high + margin, strict=True)
-            if not a <= value <= b
-        )
-        if outside and outside != self._outside:
-            self._log(
-                f"{', '.join(outside)} outside the range of the training states: the policy may stall there; move the "
-                "arm towards its rest pose"
-            )
-        self._outside = outside
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU; use auto or cpu")
-    return device
-
-
-def _dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    if name != "auto":
-        if name not in DTYPES:
-            raise ValueError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
-        return DTYPES[name]
-    if device.type == "cpu":
-        # Half precision is emulated on most CPUs, and a small model fits in float32.
-        return torch.float32
-    head = checkpoint.tensors.get("lm_head.weight")
-    return _STORED.get(head.dtype if head else "", torch.bfloat16)

@@ -1,0 +1,39 @@
+"""The backend `torch`: the reference's weights in stages, with speculation in the depth sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.fast_model import FastModel, FastOptions
+from molmoact2_ros.policy.model_policy import ModelPolicy
+
+
+class FastPolicy(ModelPolicy):
+    """Runs a checkpoint with `FastModel`; see `ModelPolicy` for the arguments."""
+
+    _model: FastModel
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        robot: Embodiment,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 0,
+        seed: int = 0,
+        log: Callable[[str], None],
+        options: FastOptions | None = None,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            robot,
+            lambda where, kind: FastModel(checkpoint, where, kind, log, options),
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            seed=seed,
+            log=log,
+        )

@@ -1,0 +1,150 @@
+"""The flow stage: from the text model's keys and values to a chunk, by Euler steps from noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from molmoact2_ros.policy.stages.decoder import normed
+from molmoact2_ros.policy.weights import CheckpointError
+
+
+class FlowStage(nn.Module):
+    """The reference's action expert, with what does not depend on the noise computed once.
+
+    Timestep modulations are computed at construction; the context of all layers is projected in one product a call.
+
+    Raises:
+        CheckpointError: the expert attends causally, which the reference itself cannot run.
+    """
+
+    def __init__(self, model: Any, action_dim: int) -> None:
+        super().__init__()
+        expert, config = model.action_expert, model.config
+        if expert.config.causal_attn:
+            raise CheckpointError("backend torch: the action expert is causal; use backend reference")
+        self.model = model
+        self.expert = expert
+        self.steps = int(config.flow_matching_num_steps)
+        self.width = int(config.max_action_dim)
+        self.heads, self.head = expert.config.num_heads, expert.action_head_dim
+        # The reference zeroes the dimensions that the robot does not have, before and after every step.
+        self.kept = action_dim if config.mask_action_dim_padding and action_dim < self.width else None
+        with torch.inference_mode():
+            self._prepare_modulations()
+
+    def noise(self, horizon: int, generator: torch.Generator) -> torch.Tensor:
+        """The start of the flow, (1, horizon, width), drawn as the reference draws it."""
+        weight = self.expert.action_embed.weight
+        return torch.randn((1, horizon, self.width), device=weight.device, dtype=weight.dtype, generator=generator)
+
+    def context(self, ids: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every layer's cross attention reads, (layers, heads, n, head size) each, already normed.
+
+        Args:
+            ids: (n,) every token behind `keys` and `values` (layers, n, text kv width): prompt and depth sequence.
+        """
+        model, row = self.model, ids[None]
+        valid = model._get_encoder_attention_mask(row, None)
+        if model.action_expert_depth_gate is not None:
+            states = [(key[None], value[None]) for key, value in zip(keys, values, strict=True)]
+            gate, depth = model._depth_gate_from_condition(
+                input_ids=row, encoder_attention_mask=valid, layer_kv_states=states
+            )
+            gated = model._apply_depth_gate_to_layer_kv_states(states, depth, gate)
+            keys, values = torch.cat([key for key, _ in gated]), torch.cat([value for _, value in gated])
+        if not bool(valid.all()):
+            # A masked token has weight zero: leaving it out is the same and needs no mask.
+            keys, values = keys[:, valid[0]], values[:, valid[0]]
+        k, v = (self._projected(x, proj) for x, proj in ((keys, "context_k_proj"), (values, "context_v_proj")))
+        k_norm = self.expert.blocks[0].cross_attn.k_norm
+        return (k if k_norm is None else normed(k, k_norm)), v
+
+    def forward(self, noise: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Integrate `noise` (1, horizon, width) from time 0 to 1 and return the normalised actions, same shape."""
+        x = self._masked(noise)
+        rope = self._rope(x)
+        for step in range(self.steps):
+            velocity = self._masked(self._velocity(x, step, context, rope))
+            x = self._masked(x + (1.0 / self.steps) * velocity)
+        return x
+
+    def _prepare_modulations(self) -> None:
+        weight = self.expert.action_embed.weight
+        times = [
+            torch.full((1,), step / self.steps, device=weight.device, dtype=torch.float32) for step in range(self.steps)
+        ]
+        prepared = self.expert.prepare_modulation_cache(times)
+        self._modulations = [[_ready(block) for block in step.block_modulations] for step in prepared]
+        self._final = [(step.final_modulation[0], 1 + step.final_modulation[1]) for step in prepared]
+
+    def _projected(self, x: torch.Tensor, projection: str) -> torch.Tensor:
+        flat = getattr(self.expert, projection)(x)
+        if not isinstance(self.expert.context_norm, nn.Identity):
+            flat = normed(flat, self.expert.context_norm)
+        return flat.view(*flat.shape[:2], self.heads, self.head).transpose(1, 2)
+
+    def _rope(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        rope = self.expert.blocks[0].self_attn.rope
+        if rope is None:
+            return None
+        cos, sin = rope.build_cache(seq_len=x.shape[1], device=x.device, dtype=x.dtype)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+    def _masked(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            return x
+        x = x.clone()
+        x[..., self.kept :] = 0
+        return x
+
+    def _velocity(
+        self,
+        actions: torch.Tensor,
+        step: int,
+        context: tuple[torch.Tensor, torch.Tensor],
+        rope: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        x = self.expert.action_embed(actions)
+        for index, block in enumerate(self.expert.blocks):
+            mod = self._modulations[step][index]
+            x = x + mod[2] * self._self_attention(block.self_attn, _shifted(x, block.self_norm, mod[0], mod[1]), rope)
+            k, v = context[0][index][None], context[1][index][None]
+            x = x + mod[5] * self._cross_attention(
+                block.cross_attn, _shifted(x, block.cross_norm, mod[3], mod[4]), k, v
+            )
+            x = x + mod[8] * block.mlp(_shifted(x, block.ff_norm, mod[6], mod[7]))
+        shift, scale = self._final[step]
+        return self.expert.final_layer.linear(_shifted(x, self.expert.final_layer.norm, shift, scale))
+
+    def _self_attention(
+        self, attention: Any, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        q, k, v = attention.qkv(x).view(1, -1, 3, self.heads, self.head).permute(2, 0, 3, 1, 4)
+        if attention.q_norm is not None:
+            q, k = normed(q, attention.q_norm), normed(k, attention.k_norm)
+        if rope is not None:
+            # The halves change places; their signs are in the sine.
+            q, k = (y * rope[0] + y.roll(self.head // 2, dims=-1) * rope[1] for y in (q, k))
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return attention.out_proj(mixed.transpose(1, 2).reshape(x.shape))
+
+    def _cross_attention(self, attention: Any, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q = attention.q_proj(x).view(1, -1, self.heads, self.head).transpose(1, 2)
+        if attention.q_norm is not None:
+            q = normed(q, attention.q_norm)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return attention.out_proj(mixed.transpose(1, 2).reshape(x.shape))
+
+
+def _ready(modulation: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Shift, one plus scale, and gate of self-attention, cross-attention and MLP."""
+    return tuple(1 + part if index % 3 == 1 else part for index, part in enumerate(modulation))
+
+
+def _shifted(x: torch.Tensor, norm: Any, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(shift, normed(x, norm), scale)

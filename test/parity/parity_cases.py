@@ -1,0 +1,117 @@
+"""Random small models, sequences of pictures, and the reference's own answers to hold a backend against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from small_checkpoints import ROBOT, make_checkpoint, so101_metadata
+
+from molmoact2_ros.policy import Checkpoint, open_checkpoint
+from molmoact2_ros.policy.reference import load_model, load_processor, updated_cells
+
+CPU = torch.device("cpu")
+TAG = ROBOT.norm_tag
+TASK = "pick up the red cube"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One call's pictures (h, w, 3), the state in model units, and what changed since the frame before."""
+
+    images: list[np.ndarray]
+    state: np.ndarray
+    change: str
+
+
+@dataclass
+class Expected:
+    """What the reference gave: actions (rows, dof), bins (cells,), the mask of cells, cache, tokens, forwards."""
+
+    actions: np.ndarray
+    bins: np.ndarray | None
+    updated: np.ndarray | None
+    cache: Any
+    tokens: list[int]
+
+
+def checkpoint(directory: Path, cameras: int, **sizes: Any) -> Checkpoint:
+    """A random checkpoint that takes `cameras` pictures."""
+    make_checkpoint(directory, metadata=so101_metadata(("front", "wrist")[: min(cameras, 2)]), **sizes)
+    names = ("front", "wrist")[: min(cameras, 2)]
+    opened = open_checkpoint(directory, ROBOT, TAG, names)
+    return replace(opened, cameras=("front", "wrist", "side")[:cameras])
+
+
+def frames(seed: int, cameras: int, changes: str, size: tuple[int, int] = (60, 80)) -> Iterator[Frame]:
+    """One frame a letter: n new scene, = same pictures and state, s same pictures and another state, c one corner of
+    the main picture changed, p a patch anywhere changed, w only the last camera changed, d every pixel drifts a little.
+    """
+    random = np.random.default_rng(seed)
+
+    def scene(camera: int) -> np.ndarray:
+        low = random.integers(0, 255, (6, 8, 3)).astype(np.uint8)
+        return np.kron(low, np.ones((size[0] // 6 + 1, size[1] // 8 + 1, 1), np.uint8))[: size[0], : size[1] - camera]
+
+    images, state = [scene(camera) for camera in range(cameras)], random.uniform(0, 40, 6)
+    for change in changes:
+        images = [image.copy() for image in images]
+        if change == "n":
+            images = [scene(camera) for camera in range(cameras)]
+        elif change == "c":
+            images[0][: size[0] // 3, : size[1] // 3] ^= 0xA5
+        elif change == "p":
+            y, x = random.integers(0, size[0] - 8), random.integers(0, size[1] - 8)
+            images[0][y : y + 16, x : x + 16] = random.integers(0, 255, 3)
+        elif change == "w":
+            images[-1][10:30, 10:30] ^= 0xFF
+        elif change == "d":
+            images[0] = np.clip(images[0].astype(int) + random.integers(-2, 4, images[0].shape), 0, 255).astype(np.uint8)
+        if change != "=":
+            state = np.clip(state + random.normal(0, 6, 6), -60, 190)
+        yield Frame(images, state, change)
+
+
+class Reference:
+    """The reference's `predict_action`, from the loaded weights, with nothing of ours between."""
+
+    def __init__(self, opened: Checkpoint) -> None:
+        self.opened = opened
+        self.model = load_model(opened.directory, opened.config, opened.tensors, CPU, torch.float32)
+        self.processor = load_processor(opened.directory)
+
+    def predict(self, frame: Frame, cache: Any, seed: int, adaptive: bool = True, task: str = TASK) -> Expected:
+        """One call."""
+        with torch.inference_mode():
+            answer = self.model.predict_action(
+                processor=self.processor,
+                images=frame.images,
+                task=task,
+                state=frame.state,
+                norm_tag=TAG,
+                inference_action_mode="continuous",
+                enable_depth_reasoning=self.opened.depth_side is not None,
+                enable_adaptive_depth=adaptive,
+                depth_cache=cache,
+                generator=torch.Generator().manual_seed(seed),
+                enable_cuda_graph=False,
+            )
+        bins = None if answer.depth_bins is None else answer.depth_bins[0].numpy()
+        updated = None
+        if bins is not None and self.opened.depth_side is not None:
+            cells = self.opened.depth_side**2
+            whole = cache is None or not adaptive
+            updated = np.ones(cells, bool) if whole else updated_cells(frame.images[0], cache, cells)
+        tokens = [] if answer.generated_token_ids is None else answer.generated_token_ids[0].tolist()
+        return Expected(answer.actions[0].numpy(), bins, updated, answer.depth_cache, tokens)
+
+
+def scaled(opened: Checkpoint, actions: np.ndarray) -> np.ndarray:
+    """Actions in the flow's own scale of -1 .. 1."""
+    stats = opened.metadata["action_stats"]
+    low, high = np.array(stats["q01"]), np.array(stats["q99"])
+    return 2 * (actions - low) / (high - low) - 1

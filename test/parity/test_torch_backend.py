@@ -1,0 +1,218 @@
+"""The backend `torch` answers like the reference: tokens, codes, masks and caches exactly, actions within 1e-4.
+
+Pins: a rejected draft never reaches the flow; what is kept from the last call (draft, features, keys and values) never
+changes an answer.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parity_cases import CPU, TASK, Frame, Reference, checkpoint, frames, scaled
+
+from molmoact2_ros.policy import Checkpoint, open_checkpoint
+from molmoact2_ros.policy.fast_model import FastModel, FastOptions
+
+TOLERANCE = 1e-4
+"""On actions in the flow's scale of -1 .. 1, float32."""
+
+SEQUENCE = "n=scpnwd=c"
+
+
+def fast(opened: Checkpoint, **options: Any) -> tuple[FastModel, list[str]]:
+    said: list[str] = []
+    return FastModel(opened, CPU, torch.float32, said.append, FastOptions(**options)), said
+
+
+def hold(opened: Checkpoint, sequence: list[Frame], **options: Any) -> FastModel:
+    """Run both on `sequence` and compare every answer; returns the model for what else a test wants to see."""
+    reference, (ours, said) = Reference(opened), fast(opened, **options)
+    adaptive = options.get("depth_mode", "adaptive") == "adaptive"
+    theirs_cache = our_cache = None
+    for index, frame in enumerate(sequence):
+        expected = reference.predict(frame, theirs_cache, seed=index, adaptive=adaptive)
+        answer = ours.predict(
+            frame.images, TASK, frame.state, depth_cache=our_cache, generator=torch.Generator().manual_seed(index)
+        )
+        name = f"frame {index} ({frame.change})"
+        assert ours.sequence == expected.tokens, name
+        error = np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max()
+        assert answer.actions.shape == expected.actions.shape and error < TOLERANCE, f"{name}: {error}"
+        if expected.bins is None:
+            assert answer.depth_bins is None and answer.depth_updated is None and answer.depth_cache is None
+            assert answer.forwards == 1
+            continue
+        assert answer.depth_bins is not None and answer.depth_updated is not None and answer.depth_cache is not None
+        np.testing.assert_array_equal(answer.depth_bins, expected.bins, err_msg=name)
+        np.testing.assert_array_equal(answer.depth_updated, expected.updated, err_msg=name)
+        np.testing.assert_array_equal(answer.depth_cache["image"], expected.cache["image"])
+        np.testing.assert_array_equal(answer.depth_cache["depth_bins"], expected.cache["depth_bins"])
+        if options.get("row_cost") == 0.0 and our_cache is not None:
+            assert answer.forwards <= 1 + ours.corrections + 1, name
+        theirs_cache, our_cache = expected.cache, answer.depth_cache
+    assert not said, said
+    return ours
+
+
+CASES: list[tuple[int, dict[str, Any]]] = [
+    (2, {}),
+    (1, {"num_depth_codes": 16, "depth_gate": True}),
+    (3, {"num_depth_codes": 16, "image_size": 56, "depth_gate": True, "depth_gate_per_layer": True}),
+    (2, {"qk_norm_type": "olmo", "text_heads": 4, "text_kv_heads": 2, "image_size": 42}),
+    (2, {"qk_norm_type": None, "depth_reasoning": False}),
+]
+
+
+@pytest.mark.parametrize(("cameras", "sizes"), CASES)
+def test_answers_equal_the_references(tmp_path: Path, cameras: int, sizes: dict[str, Any]) -> None:
+    opened = checkpoint(tmp_path, cameras, seed=cameras, **sizes)
+    hold(opened, list(frames(1, cameras, SEQUENCE)), row_cost=0.0)
+
+
+def test_windows_of_a_cpu_give_the_same(tmp_path: Path) -> None:
+    opened = checkpoint(tmp_path, 2, seed=5, num_depth_codes=25)
+    hold(opened, list(frames(3, 2, SEQUENCE)))
+
+
+@pytest.mark.parametrize("redraft", ["prev", "jacobi"])
+def test_every_redraft_gives_the_same(tmp_path: Path, redraft: str) -> None:
+    opened = checkpoint(tmp_path, 1, seed=6, num_depth_codes=16)
+    hold(opened, list(frames(4, 1, SEQUENCE)), redraft=redraft, row_cost=0.0)
+
+
+def bundled() -> Checkpoint:
+    from molmoact2_ros.policy.checkpoint import BUNDLED
+
+    if not (BUNDLED / "so101_cell" / "config.json").is_file():
+        pytest.skip("the checkpoint of the simulated cell is not in this tree")
+    from small_checkpoints import ROBOT
+
+    return open_checkpoint("so101_cell", ROBOT, ROBOT.norm_tag)
+
+
+@pytest.mark.parametrize("depth_mode", ["adaptive", "full"])
+def test_a_trained_model_gives_the_same(depth_mode: str) -> None:
+    opened = bundled()
+    hold(opened, list(frames(7, 2, "n=cp", (240, 320))), depth_mode=depth_mode)
+
+
+SLOW = [
+    (cameras, {"num_depth_codes": codes, "qk_norm_type": norm, "seed": seed, **gate})
+    for seed, (cameras, codes, norm, gate) in enumerate(
+        (cameras, codes, norm, gate)
+        for cameras in (1, 2, 3)
+        for codes in (9, 25, 100)
+        for norm in ("qwen3", "olmo", None)
+        for gate in ({}, {"depth_gate": True}, {"depth_gate": True, "depth_gate_per_layer": True})
+    )
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row_cost", [0.0, 0.05])
+@pytest.mark.parametrize(("cameras", "sizes"), SLOW)
+def test_many_models_answer_like_the_reference(
+    tmp_path: Path, cameras: int, sizes: dict[str, Any], row_cost: float
+) -> None:
+    opened = checkpoint(tmp_path, cameras, **sizes)
+    hold(opened, list(frames(sizes["seed"], cameras, "n=scpdwpcn=p", (240, 320))), row_cost=row_cost)
+
+
+def full_mode_model(directory: Path, seed: int) -> Checkpoint:
+    """A model whose plain greedy sequence is codes of random number with `<depth_end>` somewhere, and odd tokens."""
+    from safetensors.torch import load_file, save_file
+
+    opened = checkpoint(directory, 1, seed=seed, num_depth_codes=16)
+    weights = load_file(directory / "model.safetensors")
+    head = weights["lm_head.weight"]
+    random = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(head.shape, generator=random) * 0.1
+    first, end = opened.config["depth_token_start_id"], opened.config["depth_end_token_id"]
+    drawn[first : first + 128] *= 6.0
+    drawn[:, 0] = 0.0
+    drawn[end] = 0.0
+    drawn[end, 1:] = torch.randn(head.shape[1] - 1, generator=random) * 0.9
+    weights["lm_head.weight"] = drawn
+    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    return opened
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("row_cost", [0.0, 0.05])
+def test_plain_greedy_sequences_of_any_length_are_the_references(tmp_path: Path, seed: int, row_cost: float) -> None:
+    opened = full_mode_model(tmp_path, seed)
+    reference = Reference(opened)
+    ours, _ = fast(opened, depth_mode="full", row_cost=row_cost)
+    draft: list[int] | None = None
+    for index, frame in enumerate(frames(seed, 1, "n=pc")):
+        ours._draft = draft
+        generator = torch.Generator().manual_seed(index)
+        try:
+            expected = reference.predict(frame, None, seed=index, adaptive=False)
+        except RuntimeError as error:
+            with pytest.raises(RuntimeError, match=r"depth_end|depth codes"):
+                ours.predict(frame.images, TASK, frame.state, depth_cache=None, generator=generator)
+            assert "depth" in str(error)
+            continue
+        assert expected.bins is not None
+        if expected.bins.size == 16:
+            answer = ours.predict(frame.images, TASK, frame.state, depth_cache=None, generator=generator)
+            np.testing.assert_array_equal(answer.depth_bins, expected.bins)
+            error_size = np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max()
+            assert error_size < TOLERANCE
+        else:
+            with pytest.raises(RuntimeError, match=f"gave {expected.bins.size} depth codes, expected 16"):
+                ours.predict(frame.images, TASK, frame.state, depth_cache=None, generator=generator)
+        assert ours.sequence == expected.tokens
+        draft = [int(code) for code in np.resize(expected.bins, 16)]
+
+
+def test_two_tasks_in_turn_keep_apart(tmp_path: Path) -> None:
+    opened = checkpoint(tmp_path, 2, seed=9)
+    reference, (ours, _) = Reference(opened), fast(opened)
+    (frame,) = frames(2, 2, "n")
+    for index, task in enumerate((TASK, "put it down", TASK, TASK)):
+        expected = reference.predict(frame, None, seed=index, task=task)
+        answer = ours.predict(
+            frame.images, task, frame.state, depth_cache=None, generator=torch.Generator().manual_seed(index)
+        )
+        assert np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max() < TOLERANCE
+        assert ours.sequence == expected.tokens
+
+
+def test_a_failed_call_leaves_no_trace(tmp_path: Path) -> None:
+    opened = checkpoint(tmp_path, 1, seed=4)
+    reference, (ours, _) = Reference(opened), fast(opened)
+    first, second, third = frames(8, 1, "ncp")
+    expected = reference.predict(first, None, seed=0)
+    answer = ours.predict(
+        first.images, TASK, first.state, depth_cache=None, generator=torch.Generator().manual_seed(0)
+    )
+    end = ours.model.config.depth_end_token_id
+    saved = ours.model.lm_head.weight[end].clone()
+    ours.model.lm_head.weight[end] = -saved
+    with pytest.raises(RuntimeError, match="depth_end"):
+        ours.predict(
+            second.images, TASK, second.state, depth_cache=answer.depth_cache, generator=torch.Generator()
+        )
+    ours.model.lm_head.weight[end] = saved
+    for index, frame in enumerate((replace(second, state=third.state), third), start=1):
+        expected = reference.predict(frame, expected.cache, seed=index)
+        answer = ours.predict(
+            frame.images,
+            TASK,
+            frame.state,
+            depth_cache=answer.depth_cache,
+            generator=torch.Generator().manual_seed(index),
+        )
+        assert ours.sequence == expected.tokens
+        assert np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max() < TOLERANCE
