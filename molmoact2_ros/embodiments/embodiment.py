@@ -107,7 +107,8 @@ class Embodiment(ABC):
         array = np.asarray(values, dtype=np.float64)
         if array.ndim == 0 or array.shape[-1] != self.dof:
             raise ValueError(
-                f"{self.name}: {what} must have {self.dof} values ({', '.join(self.joint_names)}), got shape {array.shape}"
+                f"{self.name}: {what} must have {self.dof} values ({', '.join(self.joint_names)}), "
+                f"got shape {array.shape}"
             )
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{self.name}: {what} contains NaN or infinity")

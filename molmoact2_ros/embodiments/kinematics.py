@@ -55,7 +55,8 @@ class Chain:
     tip_wxyz: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
 
     def frames(self, positions: Array) -> Array:
-        """Poses (..., joints + 1, 4, 4) of every link and of the tip in the base frame, for `positions` (..., joints), rad."""
+        """Poses (..., joints + 1, 4, 4) of every link and of the tip in the base frame, for `positions` (...,
+        joints), rad."""
         positions = np.asarray(positions, dtype=np.float64)
         if positions.shape[-1] != len(self.joints):
             raise ValueError(f"chain has {len(self.joints)} joints, got positions of shape {positions.shape}")

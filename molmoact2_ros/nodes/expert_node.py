@@ -1,4 +1,5 @@
-"""The scripted expert of the simulated cell in place of a policy: the same chunks topic, from the true place of the cube."""
+"""The scripted expert of the simulated cell in place of a policy: the same chunks topic, from the true place of the
+cube."""
 
 from __future__ import annotations
 

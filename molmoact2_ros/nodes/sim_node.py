@@ -1,4 +1,5 @@
-"""The simulated cell as a driver: joint targets in, joint states out, camera frames into the links that camera_node reads.
+"""The simulated cell as a driver: joint targets in, joint states out, camera frames into the links that camera_node
+reads.
 
 From outside it looks like a driver node of real hardware; what only a simulator knows is under `sim/`.
 """
@@ -59,7 +60,11 @@ class SimNode(MolmoNode):
         self.create_service(Trigger, "sim/reset", self._on_reset)
         self._message = JointState(name=list(robot.joint_names))
         prefix = self.param("link_prefix")
-        variation = CellRandomisation() if self.param("vary") else CellRandomisation(light=0, colour=0, camera_m=0, camera_rad=0)
+        variation = (
+            CellRandomisation()
+            if self.param("vary")
+            else CellRandomisation(light=0, colour=0, camera_m=0, camera_rad=0)
+        )
         seed = int(self.param("seed"))
         self._runner = CellRunner(
             make_cell=lambda: So101Cell(seed=seed, randomisation=variation),
@@ -71,6 +76,13 @@ class SimNode(MolmoNode):
             watchdog_s=self.param("watchdog_s"),
         )
         self._runner.start()
+        self.create_timer(0.5, self._check)
+
+    def _check(self) -> None:
+        # A driver whose hardware is gone must not look alive: the process ends and whoever started it says so.
+        if self._runner is not None and self._runner.error is not None and self.finished is None:
+            self.get_logger().error(f"the simulated cell has stopped: {self._runner.error!r}")
+            self.finished = 1
 
     def teardown(self) -> None:
         runner, self._runner = self._runner, None
@@ -96,7 +108,8 @@ class SimNode(MolmoNode):
         if values.shape != (self._robot.dof,) or not np.all(np.isfinite(values)):
             if not self._refused:
                 self.get_logger().error(
-                    f"command refused: expected {self._robot.dof} finite joint targets in rad, got {values.tolist()[:8]}"
+                    f"command refused: expected {self._robot.dof} finite joint targets in rad, "
+                    f"got {values.tolist()[:8]}"
                 )
             self._refused += 1
             return

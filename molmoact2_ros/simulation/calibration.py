@@ -34,7 +34,9 @@ class CameraCalibration:
         return float(np.degrees(2.0 * np.arctan(0.5 * self.height / self.k[1, 1])))
 
 
-def looking_at(eye: tuple[float, float, float], target: tuple[float, float, float], up: tuple[float, float, float]) -> Array:
+def looking_at(
+    eye: tuple[float, float, float], target: tuple[float, float, float], up: tuple[float, float, float]
+) -> Array:
     """Pose (4, 4) of an optical frame at `eye` whose z axis points at `target`, with `up` towards the picture's top."""
     forward = np.subtract(target, eye).astype(np.float64)
     forward /= np.linalg.norm(forward)
@@ -55,11 +57,19 @@ _CELLS: dict[str, dict[str, CameraCalibration]] = {
     "so101": {
         # Faces the arm from across the table and a little above, so that the gripper never hides the whole cube.
         "front": CameraCalibration(
-            320, 240, _pinhole(320, 240, 37.0), "base_link", looking_at((0.60, 0.0, 0.42), (0.185, 0.0, 0.035), (0, 0, 1))
+            320,
+            240,
+            _pinhole(320, 240, 37.0),
+            "base_link",
+            looking_at((0.60, 0.0, 0.42), (0.185, 0.0, 0.035), (0, 0, 1)),
         ),
         # On the gripper's side, looking past the fingertips.
         "wrist": CameraCalibration(
-            320, 240, _pinhole(320, 240, 75.0), "gripper_link", looking_at((0.012, -0.085, -0.015), (0.012, 0.0, -0.095), (1, 0, 0))
+            320,
+            240,
+            _pinhole(320, 240, 75.0),
+            "gripper_link",
+            looking_at((0.012, -0.085, -0.015), (0.012, 0.0, -0.095), (1, 0, 0)),
         ),
     }
 }

@@ -17,7 +17,7 @@ from molmoact2_ros.simulation.calibration import camera_calibration, camera_name
 from molmoact2_ros.simulation.so101_scene import CUBE_HALF, DISTRACTORS, scene_xml
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-import mujoco  # noqa: E402  (reads MUJOCO_GL when imported)
+import mujoco  # reads MUJOCO_GL when imported
 
 Array = NDArray[np.float64]
 

@@ -1,9 +1,9 @@
 """The scripted expert of the SO-101 cell: from any state, the chunk that a patient operator would play next.
 
-The expert has no memory. What it does next follows from the joints and the cube's place alone, so that its chunks can be
-given as labels in states that it would never reach by itself, and a policy can learn to recover from its own errors.
-It moves the grip point in straight lines with the gripper pointing down: over the cube, down, close, up, and stays there.
-Inverse kinematics comes from mink, solved once on a grid over the arm's plane and interpolated.
+The expert has no memory. What it does next follows from the joints and the cube's place alone, so that its chunks can
+be given as labels in states that it would never reach by itself, and a policy can learn to recover from its own
+errors. It moves the grip point in straight lines with the gripper pointing down: over the cube, down, close, up, and
+stays there. Inverse kinematics comes from mink, solved once on a grid over the arm's plane and interpolated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ CLEARANCE = 0.075
 LIFT = 0.105
 """Height of the grip point that the cube is lifted to, m."""
 OFFSET = 0.007
-"""How far inwards of the cube's centre the grip point goes down, so that the fixed finger, on the inner side, has room, m."""
+"""How far inwards of the cube's centre the grip point goes down, so that the fixed finger, on the inner side, has
+room, m."""
 TILT = 0.25
 """Difference of the arm's joints from those of a gripper that points down, beyond which it must be pushing, rad."""
 SPEED = 0.14
@@ -53,7 +54,7 @@ def _plane_table() -> RegularGridInterpolator:
     task = mink.FrameTask("grip", "site", position_cost=1.0, orientation_cost=[0.05, 0.05, 0.0])
     q = configuration.q.copy()
     q[:] = [0.0, -0.46, 0.66, 1.37, 0.0, 0.5]
-    radii, heights = np.linspace(0.11, 0.275, 23), np.linspace(-0.01, 0.15, 17)
+    radii, heights = np.linspace(0.11, 0.275, 16), np.linspace(-0.01, 0.15, 11)
     table = np.empty((len(radii), len(heights), 3))
     # The gripper points down where the grip frame equals the base frame.
     for i, radius in enumerate(radii):
@@ -86,7 +87,8 @@ def grip_point(joints: Array) -> Array:
 
 
 def expert_chunk(joints: Array, cube: Array, rate_hz: float = 30.0, horizon: int = 30) -> Array:
-    """Chunk (horizon, 6) of joint targets, rad, that continues from `joints` (6,) towards lifting the cube at `cube` (3,).
+    """Chunk (horizon, 6) of joint targets, rad, that continues from `joints` (6,) towards lifting the cube at `cube`
+    (3,).
 
     Row i is the target (i + 1) / rate after the reading.
     """

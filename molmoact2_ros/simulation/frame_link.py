@@ -1,8 +1,8 @@
 """Camera frames from the simulated cell to the camera node through shared memory, as a capture card would give them.
 
-A ring of slots, each with its own sequence number, written by one process and read by another. A reader always gets the
-newest complete frame; a slow reader loses frames, it never delays the cell. The sequence number of a slot is odd while it
-is being written, so that a reader can tell that it has read a torn frame and reads again.
+A ring of slots, each with its own sequence number, written by one process and read by another. A reader always gets
+the newest complete frame; a slow reader loses frames, it never delays the cell. The sequence number of a slot is odd
+while it is being written, so that a reader can tell that it has read a torn frame and reads again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _SLOTS = 4
 _HEADER = np.dtype([("latest", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _SLOT = np.dtype([("sequence", "<i8"), ("stamp", "<i8")])
 _POLL_S = 0.001
+
+_Record = NDArray[np.void]
 
 
 def _layout(height: int, width: int) -> tuple[int, int]:
@@ -36,7 +38,7 @@ class FrameWriter:
             stale.close()
             stale.unlink()
         self._memory = shared_memory.SharedMemory(name=name, create=True, size=size)
-        self._header = np.ndarray((), _HEADER, self._memory.buf)
+        self._header: _Record = np.ndarray((), _HEADER, self._memory.buf)
         self._header["height"], self._header["width"] = height, width
         self._count = 0
         self._header["latest"] = -1
@@ -47,8 +49,8 @@ class FrameWriter:
             raise ValueError(f"frame must have shape {self._shape}, got {rgb.shape}")
         index = self._count % _SLOTS
         offset = _HEADER.itemsize + index * self._slot_size
-        slot = np.ndarray((), _SLOT, self._memory.buf, offset)
-        pixels = np.ndarray(self._shape, np.uint8, self._memory.buf, offset + _SLOT.itemsize)
+        slot: _Record = np.ndarray((), _SLOT, self._memory.buf, offset)
+        pixels: NDArray[np.uint8] = np.ndarray(self._shape, np.uint8, self._memory.buf, offset + _SLOT.itemsize)
         slot["sequence"] = 2 * self._count + 1
         slot["stamp"] = stamp_ns
         pixels[...] = rgb
@@ -78,7 +80,7 @@ class FrameReader:
         self._memory = shared_memory.SharedMemory(name=name)
         # The writer owns the segment; without this, the reader's exit would remove it under the writer (bpo-38119).
         resource_tracker.unregister(f"/{name}", "shared_memory")
-        header = np.ndarray((), _HEADER, self._memory.buf)
+        header: _Record = np.ndarray((), _HEADER, self._memory.buf)
         self._shape = (int(header["height"]), int(header["width"]), 3)
         self._slot_size, _ = _layout(*self._shape[:2])
         self._seen = -1
@@ -99,12 +101,12 @@ class FrameReader:
         if latest < 0 or latest == self._seen:
             return None
         offset = _HEADER.itemsize + (latest % _SLOTS) * self._slot_size
-        slot = np.ndarray((), _SLOT, self._memory.buf, offset)
+        slot: _Record = np.ndarray((), _SLOT, self._memory.buf, offset)
         before = int(slot["sequence"])
         if before != 2 * latest + 2:
             return None
         stamp = int(slot["stamp"])
-        rgb = np.ndarray(self._shape, np.uint8, self._memory.buf, offset + _SLOT.itemsize).copy()
+        rgb: NDArray[np.uint8] = np.ndarray(self._shape, np.uint8, self._memory.buf, offset + _SLOT.itemsize).copy()
         if int(slot["sequence"]) != before:
             return None
         self._seen = latest

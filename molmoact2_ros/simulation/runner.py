@@ -51,7 +51,8 @@ class CellRunner:
         camera_rate_hz: float = 30.0,
         watchdog_s: float = 0.2,
     ) -> None:
-        """`links` maps camera names to names of frame links; `clock` gives ROS time in ns; see `sim_node` for the rest."""
+        """`links` maps camera names to names of frame links; `clock` gives ROS time in ns; see `sim_node` for the
+        rest."""
         self._make_cell, self._links, self._on_reading, self._clock = make_cell, dict(links), on_reading, clock
         self._period, self._frame_period = 1.0 / joint_rate_hz, 1.0 / camera_rate_hz
         self._watchdog_s = watchdog_s
@@ -62,7 +63,8 @@ class CellRunner:
         self._reset_done = threading.Event()
         self._ended = threading.Event()
         self._ready = threading.Event()
-        self._error: Exception | None = None
+        self.error: Exception | None = None
+        """What ended the cell's thread, if anything did; nothing moves any more then."""
         self.lost_s = 0.0
         self.watchdog_holds = 0
         self._thread = threading.Thread(target=self._guarded, name="cell", daemon=True)
@@ -72,8 +74,8 @@ class CellRunner:
         self._thread.start()
         if not self._ready.wait(timeout_s):
             raise TimeoutError(f"the simulated cell was not built within {timeout_s:.0f} s")
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def command(self, joints: Array) -> None:
         """Set the servos' targets (6,), rad."""
@@ -98,8 +100,8 @@ class CellRunner:
     def _guarded(self) -> None:
         try:
             self._run()
-        except Exception as error:  # handed to start(), which raises it
-            self._error = error
+        except Exception as error:  # start() raises it; later, whoever looks at `error` must act on it
+            self.error = error
             self._ready.set()
 
     def _run(self) -> None:

@@ -1,8 +1,9 @@
 """Labelled observations of the simulated SO-101 cell: pictures, joints, the expert's chunk, depth patches.
 
 The arm is driven as it will be on the robot: chunks are computed from an observation, arrive some rows late and are
-played by time. What is played is disturbed (drift, knocks, odd start poses, a jaw that closes too early), what is recorded
-as the label is the undisturbed chunk of the expert from the state that came of it, so that the policy sees how to recover.
+played by time. What is played is disturbed (drift, knocks, odd start poses, a jaw that closes too early), what is
+recorded as the label is the undisturbed chunk of the expert from the state that came of it, so that the policy sees
+how to recover.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Closed-loop trials of a policy on the simulated cell without ROS: quicker than real time, for a look during training.
 
-What counts in the end is measured through the ROS nodes in real time (`molmoact2 sim`); the figures here leave out jitter,
-the executor's limits and a busy machine.
+What counts in the end is measured through the ROS nodes in real time (`molmoact2 sim`); the figures here leave out
+jitter, the executor's limits and a busy machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from molmoact2_ros.training.demonstrations import Controller, depth_patches, res
 
 @dataclass(frozen=True)
 class Trials:
-    """What came of n episodes. Distances are the smallest horizontal ones while the grip point was above the cube, m."""
+    """What came of n episodes. Distances are the smallest horizontal ones while the grip point was above the cube,
+    m."""
 
     successes: int
     reached: int
@@ -42,7 +43,8 @@ def trials(
     delay_rows: int = 8,
     limit_s: float = 15.0,
 ) -> Trials:
-    """Run `episodes` with a chunk asked for as soon as the last one has arrived, `delay_rows` rows after its picture."""
+    """Run `episodes` with a chunk asked for as soon as the last one has arrived, `delay_rows` rows after its
+    picture."""
     cell = So101Cell(seed=seed)
     dt = 1.0 / SO101.rate_hz
     done = []
@@ -63,7 +65,9 @@ def trials(
                 if chunk is not None:
                     target = chunk[min(age, len(chunk) - 1)]
                     # A crude version of the executor's velocity limit, so that a bad chunk cannot teleport the arm.
-                    command = command + np.clip(target - command, -SO101.limits.velocity * dt, SO101.limits.velocity * dt)
+                    command = command + np.clip(
+                        target - command, -SO101.limits.velocity * dt, SO101.limits.velocity * dt
+                    )
                     cell.command(command)
                     age += 1
                 cell.advance(dt)

@@ -1,8 +1,9 @@
 """The training loss of a small MolmoAct2: flow matching for the chunk, cross-entropy for the depth tokens, and place.
 
-The reference class offers only the language-model loss and lerobot's policy only the flow loss; both come from one forward
-here. A third, small head reads the cube's place from the last prompt token. It exists during training only: it makes the
-vision tower learn to localise within minutes instead of hours, since the flow loss alone hardly rewards it at first.
+The reference class offers only the language-model loss and lerobot's policy only the flow loss; both come from one
+forward here. A third, small head reads the cube's place from the last prompt token. It exists during training only:
+it makes the vision tower learn to localise within minutes instead of hours, since the flow loss alone hardly rewards
+it at first.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class PromptTemplate:
 
 
 def patches(images: NDArray[np.uint8], patch: int) -> torch.Tensor:
-    """Pictures (n, cameras, s, s, 3) to uint8 patches (n, cameras, (s/patch)^2, patch*patch*3), as the processor lays them out."""
+    """Pictures (n, cameras, s, s, 3) to uint8 patches (n, cameras, (s/patch)^2, patch*patch*3), as the processor lays
+    them out."""
     n, cameras, side = images.shape[:3]
     grid = side // patch
     cut = images.reshape(n, cameras, grid, patch, grid, patch, 3).transpose(0, 1, 2, 4, 3, 5, 6)
@@ -76,7 +78,9 @@ def patches(images: NDArray[np.uint8], patch: int) -> torch.Tensor:
 class Objective(nn.Module):
     """Losses of a batch. Holds the model and the auxiliary head; only the model is written to a checkpoint."""
 
-    def __init__(self, model: MolmoAct2ForConditionalGeneration, template: PromptTemplate, flow_samples: int = 4) -> None:
+    def __init__(
+        self, model: MolmoAct2ForConditionalGeneration, template: PromptTemplate, flow_samples: int = 4
+    ) -> None:
         super().__init__()
         self.model = model
         self.template = template
@@ -95,8 +99,8 @@ class Objective(nn.Module):
         """Return the losses of a batch.
 
         Args:
-            images: (n, cameras, patches, pixels) uint8. state_bins: (n, dof) int64. chunks: (n, horizon, dof) in [-1, 1].
-            codes: (n, cells) int64 depth codes. place: (n, 3) normalised place of the cube.
+            images: (n, cameras, patches, pixels) uint8. state_bins: (n, dof) int64. chunks: (n, horizon, dof) in [-1,
+            1]. codes: (n, cells) int64 depth codes. place: (n, 3) normalised place of the cube.
         """
         hidden, kv_states, depth_ids = self._encode(images, state_bins, codes)
         prompt = len(self.template.input_ids)
@@ -164,7 +168,11 @@ class Objective(nn.Module):
         n, horizon, dof = chunks.shape
         repeats = self.flow_samples
         context = expert.prepare_context(
-            encoder_kv_states=kv_states, batch_size=n, seq_len=horizon, device=chunks.device, dtype=kv_states[0][0].dtype
+            encoder_kv_states=kv_states,
+            batch_size=n,
+            seq_len=horizon,
+            device=chunks.device,
+            dtype=kv_states[0][0].dtype,
         )
         context.kv_contexts = [
             (k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)) for k, v in context.kv_contexts

@@ -103,7 +103,8 @@ class Trainer:
         self.step = 0
         self.data: list[tuple[torch.Tensor, ...]] = []
 
-    # -- data -----------------------------------------------------------------------------------------------------------
+    # -- data
+    # -----------------------------------------------------------------------------------------------------------
 
     def tensors(self, samples: Samples) -> tuple[torch.Tensor, ...]:
         """Model inputs and targets of `samples`: pictures, normalised state, chunks, codes, place."""
@@ -141,7 +142,11 @@ class Trainer:
             rng = np.random.default_rng([self.seed, self.step])
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             share = self.step / total
-            rate = peak * min(1.0, (self.step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share))))
+            rate = (
+                peak
+                * min(1.0, (self.step + 1) / 200)
+                * (0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share))))
+            )
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             losses = self.objective(*self.batch(batch, rng))
@@ -185,7 +190,8 @@ class Trainer:
         """Write the training state, complete or not at all."""
         partial = self.work / "state.partial"
         torch.save(
-            {"step": self.step, "objective": self.objective.state_dict(), "optimiser": self.optimiser.state_dict()}, partial
+            {"step": self.step, "objective": self.objective.state_dict(), "optimiser": self.optimiser.state_dict()},
+            partial,
         )
         partial.rename(self.work / "state.pt")
 
@@ -200,7 +206,8 @@ class Trainer:
         self.step = int(state["step"])
         return True
 
-    # -- use ------------------------------------------------------------------------------------------------------------
+    # -- use
+    # ------------------------------------------------------------------------------------------------------------
 
     def controller(self, images: np.ndarray, joints: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """One chunk (horizon, dof) in rad from the present weights, with true depth codes (see `Objective.act`)."""

@@ -1,8 +1,8 @@
 """The whole loop in separate processes: simulated cell, cameras, the real policy on its checkpoint, executor.
 
 Pinned here: a disarmed executor commands nothing; the arm moves under the policy and stops on disarming; a silenced
-camera stops the policy, which names it; garbage on the chunk topic changes no command; a policy that is killed while the
-arm moves leaves an arm that holds within the horizon and says why.
+camera stops the policy, which names it; garbage on the chunk topic changes no command; a policy that is killed while
+the arm moves leaves an arm that holds within the horizon and says why.
 """
 
 from __future__ import annotations

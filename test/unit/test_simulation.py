@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_a_running_cell_reads_at_its_rate_resets_and_holds_when_commands_cease()
         assert wait_for(lambda: len(readings) > 0 and readings[-1].stamp_ns > time.time_ns() - 50_000_000)
         assert abs(readings[-1].positions[0] - held) < 0.02
         stamps = [r.stamp_ns for r in readings]
-        assert all(later > earlier for earlier, later in zip(stamps, stamps[1:], strict=False))
+        assert all(later > earlier for earlier, later in pairwise(stamps))
     finally:
         runner.close()
     with pytest.raises(FileNotFoundError):
