@@ -271,7 +271,13 @@ class PolicyNode(MolmoNode):
         """Run once on a black picture: the first call is slow, and a checkpoint that cannot run is refused here."""
         now = self.now_ns()
         images = {name: np.zeros(WARM_UP_SIZE, np.uint8) for name in cameras}
-        policy.infer(Observation(images, dict.fromkeys(cameras, now), self._robot.rest_position, now, "hold still"))
+        try:
+            policy.infer(Observation(images, dict.fromkeys(cameras, now), self._robot.rest_position, now, "hold still"))
+        except RuntimeError as error:
+            # What the model makes of a black picture is no fault of the checkpoint; on a real one the loop will tell.
+            if "<depth_end>" not in str(error):
+                raise
+            self.get_logger().warning(f"on a black picture: {error}")
         policy.reset()
 
 

@@ -42,6 +42,9 @@ from molmoact2_ros.training.tokenizer import build_tokenizer, prompt_texts
 TASK = "pick up the red cube"
 SIZES = SmallModel()
 DEPTH_PATCH = 8
+STATS = ("state_stats", "action_stats")
+BLANK_SHARE = 0.03
+"""Share of examples whose pictures are replaced by blank ones."""
 SHARD_EPISODES = 50
 STATISTICS_SHARDS = 8
 GRID = math.isqrt(SIZES.num_depth_codes)
@@ -129,8 +132,21 @@ class Trainer:
         picked = zip(shards, rows - (ends - counts)[shards], strict=True)
         examples = [[part[row] for part in self.data[shard]] for shard, row in picked]
         images, state, chunks, codes, place = (torch.stack(column) for column in zip(*examples, strict=True))
+        for row in np.flatnonzero(rng.random(size) < BLANK_SHARE):
+            # With nothing to see the answer is to stay; and the depth sequence must come to its end all the same.
+            noise = rng.integers(0, int(rng.integers(1, 60)), images[row].shape)
+            images[row] = torch.from_numpy(np.clip(rng.choice([0, 0, 40, 128, 200]) + noise, 0, 255).astype(np.uint8))
+            chunks[row] = self.stay(state[row])
+            place[row] = 0.0
         state = state + 0.006 * torch.from_numpy(rng.standard_normal(state.shape)).float()
         return patches(images.numpy(), SIZES.patch_size), bins(state), chunks, codes, place
+
+    def stay(self, state: torch.Tensor) -> torch.Tensor:
+        """The normalised chunk row that keeps the arm at the normalised `state` (dof,)."""
+        limits = {key: (np.asarray(self.meta[key]["q01"]), np.asarray(self.meta[key]["q99"])) for key in STATS}
+        low, high = limits["state_stats"]
+        vector = (state.numpy().astype(np.float64) + 1.0) * (high - low) / 2.0 + low
+        return torch.from_numpy(normalise(vector, self.meta["action_stats"])).float()
 
     # -- training -----------------------------------------------------------------------------------------------------
 
