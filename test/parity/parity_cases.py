@@ -70,7 +70,9 @@ def frames(seed: int, cameras: int, changes: str, size: tuple[int, int] = (60, 8
         elif change == "w":
             images[-1][10:30, 10:30] ^= 0xFF
         elif change == "d":
-            images[0] = np.clip(images[0].astype(int) + random.integers(-2, 4, images[0].shape), 0, 255).astype(np.uint8)
+            images[0] = np.clip(images[0].astype(int) + random.integers(-2, 4, images[0].shape), 0, 255).astype(
+                np.uint8
+            )
         if change != "=":
             state = np.clip(state + random.normal(0, 6, 6), -60, 190)
         yield Frame(images, state, change)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Preprocess:
         )
         if not self._resizes:
             log("pictures are cut into crops by this checkpoint: the reference's processor prepares them (slower)")
-        self._templated = True
+        self._said = False
 
     def prompt(
         self, task: str, state: NDArray[np.float32], images: Sequence[NDArray[np.uint8]]
@@ -79,7 +79,7 @@ class Preprocess:
         template = self._templates.get(key)
         if template is None:
             template = self._new_template(task, state, bins, images)
-            if self._templated:
+            if template.state.stop:
                 self._templates[key] = template
                 while len(self._templates) > TEMPLATES:
                     self._templates.popitem(last=False)
@@ -124,15 +124,18 @@ class Preprocess:
             state=span,
             pooling=tuple(part.to(self._device) for part in _pooling_by_camera(made)),
         )
-        if self._templated:
-            # Another state must give the processor's ids, too: so the span is right and nothing else depends on it.
-            other = np.where(state > 0, state - 0.9, state + 0.9).astype(np.float32)
+        # Another state must give the processor's ids, too: so the span is right and nothing else depends on it.
+        other = np.where(state > 0, state - 0.9, state + 0.9).astype(np.float32)
+        if told_apart:
             wanted = self._processed(task, other, images)["input_ids"][0]
             guess = self._filled(template, state_bins(other, int(config.num_state_tokens))).cpu()
-            if span.stop == 0 or wanted.shape != guess.shape or not torch.equal(wanted, guess):
-                self._templated = False
-                self._log("the state tokens cannot be told apart in the prompt: it is tokenised anew every time")
-        return template
+            told_apart = wanted.shape == guess.shape and torch.equal(wanted, guess)
+        if told_apart:
+            return template
+        if not self._said:
+            self._said = True
+            self._log("the state tokens cannot be told apart in the prompt: it is tokenised anew every time (slower)")
+        return replace(template, state=slice(0, 0))
 
     def _filled(self, template: Template, bins: list[int]) -> torch.Tensor:
         ids = template.ids.clone()

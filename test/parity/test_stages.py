@@ -1,0 +1,205 @@
+"""The parts of the backend `torch` one by one: pictures, prompts, features and the watch over changed cells.
+
+Pins: pixels and token ids are the processor's own; a short cut that differs is not taken, and the log says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parity_cases import CPU, TASK, Reference, checkpoint, frames
+from small_checkpoints import ROBOT, make_checkpoint
+
+from molmoact2_ros.policy import Checkpoint, Observation, open_policy
+from molmoact2_ros.policy.fast_model import FastModel, FastOptions
+from molmoact2_ros.policy.fast_policy import FastPolicy
+from molmoact2_ros.policy.reference import updated_cells
+from molmoact2_ros.policy.stages import change
+from molmoact2_ros.policy.stages.preprocess import Preprocess
+
+SECOND = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(checkpoint(tmp_path_factory.mktemp("stages"), 2, seed=1, num_depth_codes=25, image_size=56))
+
+
+def preprocess(reference: Reference, said: list[str]) -> Preprocess:
+    config, metadata = reference.model.config, reference.opened.metadata
+    return Preprocess(reference.processor, config, metadata, True, CPU, said.append)
+
+
+def noise(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+SIZES = [(240, 320), (480, 640), (60, 80), (56, 56), (57, 55), (28, 200), (720, 405), (1, 1), (377, 379)]
+
+
+def test_pixels_are_the_processors_at_every_size(reference: Reference) -> None:
+    said: list[str] = []
+    stage = preprocess(reference, said)
+    images = [noise(index, *size) for index, size in enumerate(SIZES + SIZES)]
+    for image, patches in zip(images, stage.patches(images), strict=True):
+        theirs = reference.processor.image_processor([image], return_tensors="pt")["pixel_values"]
+        grid = torch.round((theirs.float() + 1.0) * 0.5 * 255.0).to(torch.uint8)
+        assert patches.dtype == torch.uint8 and torch.equal(patches, grid), image.shape
+    assert not said
+
+
+def test_a_resize_that_differs_is_left_to_the_processor(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    stage = preprocess(reference, said)
+    real = stage._resized
+    monkeypatch.setattr(stage, "_resized", lambda images: real(images) ^ 1)
+    image = noise(3, 40, 50)
+    (patches,) = stage.patches([image])
+    (again,) = stage.patches([image])
+    theirs = reference.processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(patches, theirs) and torch.equal(again, theirs)
+    assert len(said) == 1 and "50 x 40 differs" in said[0]
+
+
+def test_prompts_are_the_processors(reference: Reference) -> None:
+    said: list[str] = []
+    stage = preprocess(reference, said)
+    random = np.random.default_rng(0)
+    images = [noise(1, 60, 80), noise(2, 60, 80)]
+    for task in (TASK, "put the cube down; then wait", TASK):
+        for _ in range(20):
+            state = random.uniform(-1.2, 1.2, 6).astype(np.float32)
+            template, ids = stage.prompt(task, state, images)
+            theirs = stage._processed(task, state, images)
+            assert torch.equal(ids, theirs["input_ids"][0])
+            assert torch.equal(template.is_image, theirs["token_type_ids"][0].bool())
+    assert not said and len(stage._templates) == 2
+
+
+def test_a_prompt_without_a_clear_state_is_tokenised_every_time(reference: Reference) -> None:
+    said: list[str] = []
+    stage = preprocess(reference, said)
+    images = [noise(1, 60, 80), noise(2, 60, 80)]
+    for value in (0.1, 0.7):
+        state = np.full(6, value, np.float32)
+        _, ids = stage.prompt(f"{TASK} <state_start>", state, images)
+        assert torch.equal(ids, stage._processed(f"{TASK} <state_start>", state, images)["input_ids"][0])
+    assert len(said) == 1 and "tokenised anew" in said[0]
+
+
+def test_the_mask_of_changed_cells_is_the_references() -> None:
+    sequence = [frame.images[0] for frame in frames(3, 1, "ncpdpcdn=", (120, 160))]
+    sequence += [np.zeros((120, 160, 3), np.uint8), sequence[-1]]
+    before, changed = None, []
+    for image in sequence:
+        now = change.see_again(image, before, 10)
+        if before is not None:
+            ours = change.changed_cells(now, before)
+            np.testing.assert_array_equal(ours, updated_cells(image, {"image": before.image}, 100))
+            changed.append(int(ours.sum()))
+        before = now
+    assert min(changed) == 0 and max(changed) == 100 and len(set(changed)) > 3
+
+
+def test_a_picture_seen_last_time_is_not_encoded_again(reference: Reference) -> None:
+    ours = fast(reference.opened)
+    encoded: list[int] = []
+    backbone = ours._vision.backbone
+    handle = backbone.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].shape[1]))
+    cache = None
+    for frame in frames(1, 2, "n=scw"):
+        answer = predict(ours, frame, cache)
+        cache = answer.depth_cache
+    handle.remove()
+    assert encoded == [2, 1, 1], "both at first; then the main picture alone, then the last one alone"
+
+
+def test_a_picture_changed_in_place_is_a_new_picture(reference: Reference) -> None:
+    ours = fast(reference.opened)
+    (frame,) = frames(1, 2, "n")
+    first = predict(ours, frame, None)
+    frame.images[0][:] = 255 - frame.images[0]
+    second = predict(ours, frame, first.depth_cache)
+    assert second.depth_updated.any()
+    assert not np.allclose(first.actions, second.actions)
+
+
+def fast(opened: Checkpoint, **options: Any) -> FastModel:
+    return FastModel(opened, CPU, torch.float32, lambda text: None, FastOptions(**options))
+
+
+def predict(model: FastModel, frame: Any, cache: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return model.predict(frame.images, TASK, frame.state, depth_cache=cache, generator=generator)
+
+
+def fading(steps: int) -> list[np.ndarray]:
+    """A picture that becomes another one so slowly that no two neighbours differ by a cell."""
+    (start, end) = (frame.images[0].astype(float) for frame in frames(5, 1, "nn"))
+    return [(start + (end - start) * step / steps).astype(np.uint8) for step in range(steps + 1)]
+
+
+def test_slow_drift_is_noticed_in_drift_safe_mode_only(reference: Reference) -> None:
+    counts = {}
+    for drift_safe in (False, True):
+        model, cache, total = fast(reference.opened, drift_safe=drift_safe), None, 0
+        (frame,) = frames(2, 2, "n")
+        for index, image in enumerate(fading(60)):
+            answer = predict(model, replace(frame, images=[image, frame.images[1]]), cache)
+            cache = answer.depth_cache
+            total += int(answer.depth_updated.sum()) if index else 0
+        counts[drift_safe] = total
+    assert counts[False] == 0 and counts[True] >= 25
+
+
+def test_every_cell_is_refreshed_in_time(reference: Reference) -> None:
+    model, cache, updated = fast(reference.opened, refresh_every=3), None, []
+    for frame in frames(2, 2, "nssssss"):
+        answer = predict(model, frame, cache)
+        cache = answer.depth_cache
+        updated.append(int(answer.depth_updated.sum()))
+    assert updated == [25, 0, 0, 25, 0, 0, 25]
+
+
+@pytest.mark.parametrize("options", [{"depth_mode": "slow"}, {"redraft": "never"}])
+def test_unknown_options_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        FastOptions(**options)
+
+
+def test_both_backends_predict_the_same_from_observations(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, seed=2)
+    policies = [
+        open_policy(directory, ROBOT, ROBOT.norm_tag, backend=name, device="cpu") for name in ("torch", "reference")
+    ]
+    assert isinstance(policies[0], FastPolicy)
+    stamp = SECOND
+    for index, frame in enumerate(frames(3, 2, "n=cspn")):
+        if index == 4:
+            for policy in policies:
+                policy.reset()
+        stamp += SECOND // 10
+        observation = Observation(
+            images=dict(zip(("front", "wrist"), frame.images, strict=True)),
+            image_stamps_ns={"front": stamp, "wrist": stamp + 3},
+            joints=ROBOT.rest_position + 0.01 * index,
+            joints_stamp_ns=stamp + 7,
+            task="Pick up the red cube.",
+        )
+        ours, theirs = (policy.infer(observation) for policy in policies)
+        np.testing.assert_array_equal(ours.depth_codes, theirs.depth_codes)
+        np.testing.assert_array_equal(ours.depth_updated, theirs.depth_updated)
+        np.testing.assert_allclose(ours.chunk_joints, theirs.chunk_joints, atol=1e-5)
+        assert set(ours.timings_ms) == set(theirs.timings_ms)
+        parts = sum(value for name, value in ours.timings_ms.items() if name != "total")
+        assert 0.0 < parts <= ours.timings_ms["total"]
+        assert ours.forwards is not None and theirs.forwards is not None and ours.forwards <= theirs.forwards
