@@ -51,6 +51,16 @@ def parser() -> argparse.ArgumentParser:
     _add_run_options(loop, episodes=3)
     loop.add_argument("--page", default="benchmarks/loop.md", metavar="FILE", help="page to write (%(default)s)")
     loop.set_defaults(run=_bench_loop)
+    policy = benches.add_parser("policy", help="one call of the policy by stage, every backend, with and without depth")
+    policy.add_argument("--size", choices=("small", "mid"), default="small", help="random model (%(default)s)")
+    policy.add_argument("--checkpoint", default="", metavar="DIR|ID", help="a trained one instead of a random model")
+    policy.add_argument("--cameras", type=int, default=2, metavar="N", help="pictures a call (%(default)s)")
+    policy.add_argument("--changed", type=float, default=0.1, metavar="SHARE", help="of depth cells (%(default)s)")
+    policy.add_argument("--repeats", type=int, default=7, metavar="N", help="calls for a median (%(default)s)")
+    policy.add_argument("--threads", type=int, default=0, metavar="N", help="of torch; 0 is its own choice")
+    policy.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
+    policy.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    policy.set_defaults(run=_bench_policy)
     return root
 
 
@@ -182,6 +192,24 @@ def _bench_loop(arguments: argparse.Namespace) -> int:
     _check_renderer()
     page = measure(options_from(arguments), arguments.out.resolve(), Path(arguments.page))
     print(f"written: {_shown(str(page))}")
+    return OK
+
+
+def _bench_policy(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.policy import Settings, measure
+
+    settings = Settings(
+        arguments.size,
+        arguments.checkpoint,
+        arguments.cameras,
+        arguments.changed,
+        arguments.repeats,
+        arguments.threads,
+    )
+    page, result = measure(settings, Path(arguments.page))
+    print(f"written: {_shown(str(page))}")
+    if arguments.json:
+        print(json.dumps(result))
     return OK
 
 

@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from molmoact2_ros.benchmarking.random_model import end_depth_at_once
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.training.checkpoint import (
     SmallModel,
@@ -65,26 +64,6 @@ def so101_metadata(cameras: tuple[str, ...] = ("front", "wrist")) -> dict[str, A
         "action_stats": dict(_SO_STATS),
         "state_stats": dict(_SO_STATS),
     }
-
-
-def end_depth_at_once(model: Any) -> None:
-    """Make `<depth_end>` win wherever the whole vocabulary is asked, as it does after training.
-
-    One channel of the residual stream is kept constant, and only the row of `<depth_end>` reads it. The rows of the
-    depth codes stay random, so the codes still depend on the picture.
-    """
-    text = model.model.transformer
-    with torch.no_grad():
-        text.wte.embedding[:, 0] = 1.0
-        text.wte.new_embedding[:, 0] = 1.0
-        model.model.vision_backbone.image_projector.w2.weight[0] = 0.0
-        for block in text.blocks:
-            block.self_attn.attn_out.weight[0] = 0.0
-            block.mlp.ff_out.weight[0] = 0.0
-        model.lm_head.weight[:, 0] = 0.0
-        end = model.lm_head.weight[model.config.depth_end_token_id]
-        end.zero_()
-        end[0] = 1e3
 
 
 @cache

@@ -81,7 +81,8 @@ class FastModel:
 
     Invariant: rejected tokens are out of the store before the flow reads it; a failed call leaves no trace but time.
 
-    `sequence` holds the tokens of the last depth sequence, `corrections` how many drafts in it were wrong.
+    `sequence` holds the tokens of the last depth sequence, `corrections` how many drafts in it were wrong, `draft` the
+    codes (cells,) that the next call tries first; any draft gives the same answer.
     """
 
     def __init__(
@@ -119,13 +120,13 @@ class FastModel:
         if self._row_cost is None:
             self._row_cost = 0.0 if device.type == "cuda" else CPU_ROW_COST
         self._acceptance = Acceptance(self.options.redraft)
-        self._draft: list[int] | None = None
+        self.draft: list[int] | None = None
         self._prefix: _Prefix | None = None
         self._calls_since_refresh = 0
 
     def reset(self) -> None:
         """Begin an episode: no draft, nothing learnt about drafts. Kept features belong to identical pictures only."""
-        self._draft = None
+        self.draft = None
         self._acceptance = Acceptance(self.options.redraft)
         self._calls_since_refresh = 0
 
@@ -243,7 +244,7 @@ class FastModel:
         with clock.stage("decode"):
             assert self._row_cost is not None
             sequence = Speculation(
-                self._vocabulary(), self._script(cache, updated), self._draft, self._acceptance, self._row_cost
+                self._vocabulary(), self._script(cache, updated), self.draft, self._acceptance, self._row_cost
             ).run(forward, rollback)
         self.corrections, self.sequence = sequence.corrections, sequence.tokens
         return torch.tensor(sequence.tokens, device=ids.device, dtype=ids.dtype)
@@ -302,7 +303,7 @@ class FastModel:
             bins = [token - words.first_code for token in sequence[1 : updated.size + 1]]
         if len(bins) != updated.size:
             raise RuntimeError(f"the model gave {len(bins)} depth codes, expected {updated.size}")
-        self._draft = bins
+        self.draft = bins
         self._calls_since_refresh = 0 if updated.all() else self._calls_since_refresh + 1
         codes = np.array(bins, dtype=np.int64)
         before = None if cache is None else cache.get("cells")

@@ -189,7 +189,8 @@ class StageClock:
     def milliseconds(self) -> dict[str, float]:
         """Stage times without overlap: each stage less the stages that ran inside it."""
         raw = {name: 1e3 * value for name, value in self.seconds.items()}
-        total, forward = raw.get("total", 0.0), raw.get("forward", 0.0)
+        # Without depth reasoning the reference goes past its outer class, which has the head.
+        total, forward = raw.get("total", 0.0), raw.get("forward", raw.get("prompt", 0.0))
         vision = raw.get("vision", 0.0)
         depth = raw.get("depth", 0.0)
         # Without depth reasoning the prefill runs inside the flow call, with it inside the depth call.
@@ -291,7 +292,8 @@ class ReferenceModel:
 
             return call
 
-        model.forward = counted(timed("forward", model.forward))
+        model.forward = timed("forward", model.forward)
+        model.model.forward = counted(timed("prompt", model.model.forward))
         model._run_ar_decode_step = counted(model._run_ar_decode_step)
         model._generate_depth_prefix = timed("depth", model._generate_depth_prefix)
         model.model.generate_actions_from_inputs = timed("flow", model.model.generate_actions_from_inputs)

@@ -112,25 +112,27 @@ class FlowStage(nn.Module):
         x = self.expert.action_embed(actions)
         for index, block in enumerate(self.expert.blocks):
             mod = self._modulations[step][index]
-            x = x + mod[2] * self._self_attention(block.self_attn, _shifted(x, block.self_norm, mod[0], mod[1]), rope)
+            attended = self._self_attention(block.self_attn, _shifted(x, block.self_norm, mod[0], mod[1]), rope)
+            x = torch.addcmul(x, mod[2], attended)
             k, v = context[0][index][None], context[1][index][None]
-            x = x + mod[5] * self._cross_attention(
-                block.cross_attn, _shifted(x, block.cross_norm, mod[3], mod[4]), k, v
-            )
-            x = x + mod[8] * block.mlp(_shifted(x, block.ff_norm, mod[6], mod[7]))
+            attended = self._cross_attention(block.cross_attn, _shifted(x, block.cross_norm, mod[3], mod[4]), k, v)
+            x = torch.addcmul(x, mod[5], attended)
+            x = torch.addcmul(x, mod[8], block.mlp(_shifted(x, block.ff_norm, mod[6], mod[7])))
         shift, scale = self._final[step]
         return self.expert.final_layer.linear(_shifted(x, self.expert.final_layer.norm, shift, scale))
 
     def _self_attention(
         self, attention: Any, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
-        q, k, v = attention.qkv(x).view(1, -1, 3, self.heads, self.head).permute(2, 0, 3, 1, 4)
+        # Queries and keys together, (2, heads, rows, head size): their norms have no weights.
+        qkv = attention.qkv(x).view(-1, 3, self.heads, self.head).permute(1, 2, 0, 3)
+        both = qkv[:2]
         if attention.q_norm is not None:
-            q, k = normed(q, attention.q_norm), normed(k, attention.k_norm)
+            both = normed(both, attention.q_norm)
         if rope is not None:
             # The halves change places; their signs are in the sine.
-            q, k = (y * rope[0] + y.roll(self.head // 2, dims=-1) * rope[1] for y in (q, k))
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+            both = torch.addcmul(both * rope[0], both.roll(self.head // 2, dims=-1), rope[1])
+        mixed = functional.scaled_dot_product_attention(both[:1], both[1:], qkv[2:])
         return attention.out_proj(mixed.transpose(1, 2).reshape(x.shape))
 
     def _cross_attention(self, attention: Any, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
