@@ -60,9 +60,10 @@ class So101(Embodiment):
     min_cameras = 1
     rate_hz = 30.0
     horizon = 30
-    # No published jump limits for this arm; these are the ones a working YAM cell uses with this model.
+    # No published jump limits for this arm. A step is held to what a working YAM cell uses with this model; the first
+    # row may be further away, since a chunk that is half a horizon late finds an arm that has not moved yet.
     max_step = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 2.0])
-    max_first_step = np.array([0.3, 0.3, 0.3, 0.3, 0.3, 2.0])
+    max_first_step = np.array([0.5, 0.5, 0.5, 0.5, 0.5, 2.0])
     # Training q50: pan 3.1, lift 123.2, elbow 124.4, wrist_flex 57.9, wrist_roll -11.0 deg, gripper 9.2 of 100.
     rest_position = np.array([0.0541, -0.5794, 0.6004, 1.0105, -0.1920, 0.0021])
     # STS3215 at 7.4 V turns about 4.7 rad/s unloaded; what a loaded arm follows without sagging is about half of it.

@@ -132,8 +132,8 @@ class Objective(nn.Module):
         valid[: state_bins.shape[1]] = 1.0
         chunk = chunk * valid
         for step in range(steps):
-            conditioning = expert._time_conditioning(torch.full((n,), step / steps))
-            chunk = chunk + expert.forward_with_context(chunk, conditioning, context=context) * valid / steps
+            time = torch.full((n,), step / steps)
+            chunk = chunk + expert.forward_with_context(chunk, time, context=context) * valid / steps
         return chunk
 
     def _encode(self, images: torch.Tensor, state_bins: torch.Tensor, codes: torch.Tensor) -> Any:
@@ -185,5 +185,5 @@ class Objective(nn.Module):
         low = config.flow_matching_time_offset
         times = low + (upper - low) * beta.sample((n * repeats,))
         mixed = (1.0 - times[:, None, None]) * noise + times[:, None, None] * target
-        velocity = expert.forward_with_context(mixed, expert._time_conditioning(times), context=context)
+        velocity = expert.forward_with_context(mixed, times, context=context)
         return functional.mse_loss(velocity[..., :dof].float(), (target - noise)[..., :dof])
