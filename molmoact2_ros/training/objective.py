@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from molmoact2_ros.policy.reference import reference_module
+
 if TYPE_CHECKING:
     from lerobot.policies.molmoact2.molmoact2_hf_model.modeling_molmoact2 import MolmoAct2ForConditionalGeneration
     from lerobot.policies.molmoact2.molmoact2_hf_model.processing_molmoact2 import MolmoAct2Processor
@@ -36,8 +38,7 @@ class PromptTemplate:
         model: MolmoAct2ForConditionalGeneration, processor: MolmoAct2Processor, metadata: dict[str, Any], task: str
     ) -> PromptTemplate:
         """Tokenise the reference's own prompt for `metadata` (one tag of norm_stats.json) and `task`, with depth."""
-        from lerobot.policies.molmoact2.molmoact2_hf_model import modeling_molmoact2 as reference
-
+        reference = reference_module("modeling_molmoact2")
         cameras, dof = len(metadata["camera_keys"]), len(metadata["state_stats"]["q01"])
         text = reference._build_robot_text(
             task=reference._normalize_question_text(task),
@@ -132,8 +133,7 @@ class Objective(nn.Module):
         valid[: state_bins.shape[1]] = 1.0
         chunk = chunk * valid
         for step in range(steps):
-            time = torch.full((n,), step / steps)
-            chunk = chunk + expert.forward_with_context(chunk, time, context=context) * valid / steps
+            chunk = chunk + self._velocity(chunk, torch.full((n,), step / steps), context) * valid / steps
         return chunk
 
     def _encode(self, images: torch.Tensor, state_bins: torch.Tensor, codes: torch.Tensor) -> Any:
@@ -163,6 +163,12 @@ class Objective(nn.Module):
         )
         return out.last_hidden_state, backbone._extract_kv_states(out.past_key_values), depth_ids
 
+    def _velocity(self, chunk: torch.Tensor, times: torch.Tensor, context: Any) -> torch.Tensor:
+        """The action expert's velocity for `chunk` at flow `times` (n,), 0 being noise: the one call that training and
+        use share, since a model that learned from other times than the reference asks with would move wrongly."""
+        velocity: torch.Tensor = self.model.model.action_expert.forward_with_context(chunk, times, context=context)
+        return velocity
+
     def _flow_loss(self, kv_states: Any, chunks: torch.Tensor) -> torch.Tensor:
         config, expert = self.model.config, self.model.model.action_expert
         n, horizon, dof = chunks.shape
@@ -185,5 +191,5 @@ class Objective(nn.Module):
         low = config.flow_matching_time_offset
         times = low + (upper - low) * beta.sample((n * repeats,))
         mixed = (1.0 - times[:, None, None]) * noise + times[:, None, None] * target
-        velocity = expert.forward_with_context(mixed, times, context=context)
+        velocity = self._velocity(mixed, times, context)
         return functional.mse_loss(velocity[..., :dof].float(), (target - noise)[..., :dof])
