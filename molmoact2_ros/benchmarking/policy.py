@@ -199,9 +199,10 @@ def _draft(
     """Codes of the call before, of which every second changed cell's is wrong; see the module."""
     if opened.depth_side is None:
         return None
+    # What unchanged cells replay is beside the point, so the codes of the call before are drawn.
+    drawn = random.integers(0, 128, opened.depth_side**2)
+    answer = _answer(model, state, Call(images, before, drawn))
     model.reset()
-    first = _answer(model, state, Call([before, *images[1:]], before, None))
-    answer = _answer(model, state, Call(images, before, first.depth_bins))
     codes = np.array(answer.depth_bins)
     cells = np.flatnonzero(answer.depth_updated)
     wrong = random.permutation(cells)[: (len(cells) + 1) // 2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from parity_cases import CPU, TASK, Reference, checkpoint, frames
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.policy import Checkpoint, Observation, open_policy
+from molmoact2_ros.policy import Checkpoint, CheckpointError, Observation, open_policy
 from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.fast_policy import FastPolicy
-from molmoact2_ros.policy.reference import updated_cells
+from molmoact2_ros.policy.reference import reference_module, updated_cells
 from molmoact2_ros.policy.stages import change
+from molmoact2_ros.policy.stages.decoder import TextDecoder, causal_mask
+from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.preprocess import Preprocess
 
 SECOND = 1_000_000_000
@@ -108,6 +111,68 @@ def test_the_mask_of_changed_cells_is_the_references() -> None:
             changed.append(int(ours.sum()))
         before = now
     assert min(changed) == 0 and max(changed) == 100 and len(set(changed)) > 3
+
+
+@pytest.mark.parametrize("norm_after", [False, True])
+@pytest.mark.parametrize("qk_norm_type", ["qwen3", "olmo", None])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_decoder_is_the_text_model(norm_after: bool, qk_norm_type: str | None, kv_heads: int) -> None:
+    config = reference_module("configuration_molmoact2").MolmoAct2TextConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        head_dim=8,
+        vocab_size=40,
+        additional_vocab_size=5,
+        qkv_bias=True,
+        num_hidden_layers=3,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        rope_theta=1e4,
+        use_qk_norm=qk_norm_type is not None,
+        qk_norm_type=qk_norm_type or "qwen3",
+        norm_after=norm_after,
+        attn_implementation="sdpa",
+    )
+    text = reference_module("modeling_molmoact2").MolmoAct2TextModel(config).eval()
+    random = torch.Generator().manual_seed(1)
+    with torch.inference_mode():
+        for name, value in text.named_parameters():
+            value.copy_(torch.randn(value.shape, generator=random) * (0.3 if value.ndim > 1 else 1.0))
+            assert "norm" in name or value.ndim > 1 or "ln_f" in name or "bias" in name
+        ids = torch.randint(0, 45, (20,), generator=random)
+        is_image = torch.zeros(20, dtype=torch.bool)
+        is_image[2:9] = True
+        mask = causal_mask(is_image, 24, torch.float32)
+        whole = text(input_ids=ids[None], attention_mask=mask[None, None, :20, :20], use_cache=True)
+        decoder = TextDecoder(text)
+        store = decoder.new_store(24)
+        rows = decoder.embed(ids)
+        assert torch.equal(rows, text.wte(ids))
+        found = [decoder(rows[:12], store, mask[:12, :12], 3)]
+        # A wrong block, forgotten again.
+        decoder(rows[:5].clone(), store, mask[12:17, :17], 5)
+        store.length = 12
+        found += [decoder(rows[12:19], store, mask[12:19, :19], 7), decoder(rows[19:], store, None, 1)]
+    torch.testing.assert_close(torch.cat(found), whole.last_hidden_state[0, 9:], atol=1e-4, rtol=1e-4)
+    keys, values = store.states()
+    for layer in range(3):
+        theirs = whole.past_key_values.layers[layer]
+        for ours, expected in ((keys[layer], theirs.keys), (values[layer], theirs.values)):
+            expected = expected[0].transpose(0, 1).reshape(20, -1)
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="25 tokens does not fit"), torch.inference_mode():
+        decoder(rows[:5], store, mask[:5, :5], 1)
+
+
+def test_what_the_stages_do_not_do_is_refused(reference: Reference) -> None:
+    text, config = reference.model.model.transformer, reference.model.config
+    scaled = SimpleNamespace(config=SimpleNamespace(rope_scaling_layers=(1,)), blocks=text.blocks)
+    with pytest.raises(CheckpointError, match="use backend reference"):
+        TextDecoder(scaled)
+    expert = SimpleNamespace(config=SimpleNamespace(causal_attn=True))
+    with pytest.raises(CheckpointError, match="use backend reference"):
+        FlowStage(SimpleNamespace(action_expert=expert, config=config), 6)
 
 
 def test_a_picture_seen_last_time_is_not_encoded_again(reference: Reference) -> None:

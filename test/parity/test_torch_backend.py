@@ -6,6 +6,7 @@ changes an answer.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,37 @@ def test_a_sequence_without_an_end_is_an_error(greedy: tuple[Checkpoint, Referen
     (frame,) = frames(5, 1, "n")
     with pytest.raises(RuntimeError, match="no <depth_end> within 480 tokens"):
         ours.predict(frame.images, TASK, frame.state, depth_cache=None, generator=torch.Generator())
+
+
+def test_tokens_that_the_expert_does_not_see_are_left_out(tmp_path: Path) -> None:
+    """In action mode "both" the reference masks `<|im_end|>`, which every prompt has."""
+    opened = checkpoint(tmp_path, 1, seed=8, depth_gate=True)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "action_mode": "both"}))
+    opened = replace(opened, config={**opened.config, "action_mode": "both"})
+    ours = hold(opened, list(frames(1, 1, "nc")))
+    valid = ours.model.model._get_encoder_attention_mask(ours._prefix.template.ids[None], None)
+    assert not bool(valid.all())
+
+
+def test_half_precision_runs_and_stays_near(tmp_path: Path) -> None:
+    opened = checkpoint(tmp_path, 2, seed=3, num_depth_codes=16, depth_gate=True)
+    half = FastModel(opened, CPU, torch.bfloat16, lambda text: None)
+    whole, _ = fast(opened)
+    cache = None
+    for index, frame in enumerate(frames(6, 2, "n=c")):
+        # The same codes for both: near ties may fall the other way in half precision, and are not compared.
+        given = cache if index else None
+        answers = [
+            model.predict(
+                frame.images, TASK, frame.state, depth_cache=given, generator=torch.Generator().manual_seed(index)
+            )
+            for model in (half, whole)
+        ]
+        cache = answers[1].depth_cache
+        assert answers[0].actions.dtype == np.float32 and np.all(np.isfinite(answers[0].actions))
+        assert answers[0].depth_bins is not None and answers[0].depth_bins.shape == (16,)
+        np.testing.assert_array_equal(answers[0].depth_updated, answers[1].depth_updated)
 
 
 def test_two_tasks_in_turn_keep_apart(tmp_path: Path) -> None:
