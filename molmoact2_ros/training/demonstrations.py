@@ -94,13 +94,15 @@ def gather(
     image_size: int,
     grid: int,
     patch: int,
+    scatter: float = 0.35,
     controller: Controller | None = None,
     progress: Callable[[int], None] = lambda episode: None,
 ) -> Samples:
     """Drive `episodes` and return the labelled observations; the same arguments give the same samples.
 
-    With a `controller`, its chunks are played instead of the expert's in most episodes: the labels then correct the
-    errors that the policy really makes.
+    `scatter` is the share of episodes that begin elsewhere than at the start pose. With a `controller`, its chunks
+    are played instead of the expert's in most episodes: the labels then correct the errors that the policy really
+    makes.
     """
     cell = So101Cell(seed=seed, randomisation=WIDE)
     rows: list[tuple[NDArray[np.uint8], Array, Array, NDArray[np.float32], Array]] = []
@@ -109,7 +111,7 @@ def gather(
             rng = np.random.default_rng([seed, episode, 1])
             cell.reset(episode)
             driver = controller if controller is not None and rng.random() < 0.8 else None
-            _drive(cell, rng, driver, lambda row: rows.append(row), image_size, grid, patch)
+            _drive(cell, rng, driver, lambda row: rows.append(row), image_size, grid, patch, scatter)
             progress(episode)
     finally:
         cell.close()
@@ -126,9 +128,10 @@ def _drive(
     image_size: int,
     grid: int,
     patch: int,
+    scatter: float,
 ) -> None:
     dt = 1.0 / SO101.rate_hz
-    if rng.random() < 0.35:
+    if rng.random() < scatter:
         _scatter_start(cell, rng)
     drift_size = rng.choice([0.0, 0.015, 0.04]) if controller is None else rng.choice([0.0, 0.01])
     drift = np.zeros(6)
@@ -173,12 +176,18 @@ def _drive(
 
 
 def _scatter_start(cell: So101Cell, rng: np.random.Generator) -> None:
-    """Begin somewhere over the table instead of at the start pose."""
-    point = np.array(
-        [rng.uniform(0.16, 0.27), rng.uniform(-0.17, 0.17), rng.uniform(0.045, 0.13)],
-    )
+    """Begin somewhere over the table, or stumbling about the cube, instead of at the start pose."""
+    if rng.random() < 0.5:
+        # Low and close to the cube, pressed down: beside it, on top of it, with the jaw in any position.
+        place = cell.object_pose()[0]
+        point = np.array([*(place[:2] + rng.uniform(-0.04, 0.04, 2)), rng.uniform(0.01, 0.045)])
+        lift = 0.06
+    else:
+        point = np.array([rng.uniform(0.16, 0.27), rng.uniform(-0.17, 0.17), rng.uniform(0.045, 0.13)])
+        lift = 0.0
     joints = np.concatenate([joints_for(point), [rng.uniform(-0.1, 1.2)]]) + 0.06 * rng.standard_normal(6)
-    cell.data.qpos[:6] = np.clip(joints, SO101.limits.lower, SO101.limits.upper)
+    above = np.concatenate([joints_for(point + np.array([0.0, 0.0, lift])), joints[5:]])
+    cell.data.qpos[:6] = np.clip(above, SO101.limits.lower, SO101.limits.upper)
     cell.data.qvel[:6] = 0.0
-    cell.command(cell.data.qpos[:6].copy())
-    cell.advance(0.1)
+    cell.command(np.clip(joints, SO101.limits.lower, SO101.limits.upper))
+    cell.advance(0.5 if lift else 0.1)

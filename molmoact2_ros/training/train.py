@@ -249,13 +249,16 @@ def bins(state: torch.Tensor) -> torch.Tensor:
     return torch.round((state.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0).long()
 
 
-def _write_shards(work: Path, seed: int, shards: int) -> None:
+def _write_shards(work: Path, seed: int, shards: int, stumbles: int) -> None:
     torch.set_num_threads(1)
-    for index in range(shards):
+    for index in range(shards + stumbles):
         path = work / "data" / f"expert_{index:03d}.npz"
         if not path.exists():
             episodes = range(index * SHARD_EPISODES, (index + 1) * SHARD_EPISODES)
-            gather(episodes, seed, image_size=SIZES.image_size, grid=GRID, patch=DEPTH_PATCH).save(path)
+            scatter = 0.35 if index < shards else 0.85
+            gather(episodes, seed, image_size=SIZES.image_size, grid=GRID, patch=DEPTH_PATCH, scatter=scatter).save(
+                path
+            )
 
 
 def _corrections(trainer: Trainer, round_number: int, shards: int) -> None:
@@ -286,6 +289,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--work", type=Path, default=Path("runs/so101_cell"), help="data, training state and losses")
     out.add_argument("--out", type=Path, default=Path("runs/so101_cell/checkpoint"), help="where the checkpoint goes")
     out.add_argument("--shards", type=int, default=48, help=f"shards of {SHARD_EPISODES} demonstrations")
+    out.add_argument("--stumbles", type=int, default=8, help="further shards that mostly begin in odd places")
     out.add_argument("--steps", type=int, default=6000)
     out.add_argument("--batch", type=int, default=32)
     out.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
@@ -304,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     work: Path = options.work
     (work / "data").mkdir(parents=True, exist_ok=True)
     worker = multiprocessing.get_context("spawn").Process(
-        target=_write_shards, args=(work, options.seed, options.shards), daemon=True
+        target=_write_shards, args=(work, options.seed, options.shards, options.stumbles), daemon=True
     )
     worker.start()
     try:
