@@ -36,3 +36,4 @@ def save_codebook(directory: Path, codebook: NDArray[np.float32]) -> None:
     from safetensors.numpy import save_file
 
     save_file({"codebook": codebook}, str(directory / FILE))
+    (directory / FILE).chmod(0o644)
