@@ -180,28 +180,30 @@ def _calls(
             y, x = (np.array(PICTURE) / side * np.array(divmod(int(cell), side))).astype(int)
             height, width = (np.array(PICTURE) // side).tolist()
             changed[y + 2 : y + height - 2, x + 2 : x + width - 2] ^= 0xC3
+    replayed = None
+    if side is not None:
+        model.reset()
+        replayed = _answer(model, state, Call(scenes, scenes[0], None)).depth_bins
     calls = []
     for _ in range(settings.repeats + WARM_UP):
         before = _noisy(scenes[0], random)
         images = [_noisy(changed, random), *(_noisy(scene, random) for scene in scenes[1:])]
-        calls.append(Call(images, before, _draft(model, opened, state, before, images, random)))
+        calls.append(Call(images, before, _draft(model, state, before, images, replayed, random)))
     return calls
 
 
 def _draft(
     model: Any,
-    opened: Checkpoint,
     state: NDArray[np.float64],
     before: NDArray[np.uint8],
     images: list[NDArray[np.uint8]],
+    replayed: NDArray[np.int64] | None,
     random: np.random.Generator,
 ) -> NDArray[np.int64] | None:
     """Codes of the call before, of which every second changed cell's is wrong; see the module."""
-    if opened.depth_side is None:
+    if replayed is None:
         return None
-    # What unchanged cells replay is beside the point, so the codes of the call before are drawn.
-    drawn = random.integers(0, 128, opened.depth_side**2)
-    answer = _answer(model, state, Call(images, before, drawn))
+    answer = _answer(model, state, Call(images, before, replayed))
     model.reset()
     codes = np.array(answer.depth_bins)
     cells = np.flatnonzero(answer.depth_updated)
