@@ -39,12 +39,15 @@ class Loop:
         self.joints: np.ndarray | None = None
         self.state: DiagnosticStatus | None = None
         self.commands: list[np.ndarray] = []
+        self.times_s: list[float] = []
         self.chunks: list[JointTrajectory] = []
         self.policy: DiagnosticStatus | None = None
         self.changes: list[tuple[str, str]] = []
         node.create_subscription(JointState, "joint_states", self._on_joints, SENSOR)
         node.create_subscription(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
-        node.create_subscription(Float64MultiArray, "controller/commands", self._on_command, NEWEST)
+        node.create_subscription(JointState, "executor/command", self._on_command, SENSOR)
+        node.create_subscription(Float64MultiArray, "controller/commands", self._count, NEWEST)
+        self.to_driver = 0
         node.create_subscription(JointTrajectory, "policy/action_chunk", self.chunks.append, NEWEST)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
         self._task = node.create_publisher(String, "task", LATCHED)
@@ -53,8 +56,24 @@ class Loop:
     def _on_joints(self, message: JointState) -> None:
         self.joints = ROBOT.reorder(message.name, np.asarray(message.position))
 
-    def _on_command(self, message: Float64MultiArray) -> None:
-        self.commands.append(np.asarray(message.data))
+    def _on_command(self, message: JointState) -> None:
+        self.times_s.append(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9)
+        self.commands.append(np.asarray(message.position))
+
+    def _count(self, _: Float64MultiArray) -> None:
+        self.to_driver += 1
+
+    def forget_commands(self) -> None:
+        self.commands, self.times_s = [], []
+
+    def within_velocity_limits(self) -> bool:
+        """No set-point was further from the one heard before it than the joints may travel in between."""
+        commands, times = list(self.commands), list(self.times_s)
+        n = min(len(commands), len(times))
+        travel = np.abs(np.diff(np.stack(commands[:n]), axis=0))
+        # A tick late by some milliseconds moves as far as one in time: the stamps are the clock, not the ticks.
+        spans = np.maximum(np.diff(times[:n]), 0.0)[:, None] + 0.01
+        return bool(np.all(travel <= ROBOT.limits.velocity * spans + 1e-6))
 
     def _on_state(self, message: DiagnosticStatus) -> None:
         self.state = message
@@ -126,6 +145,7 @@ def test_a_disarmed_executor_commands_nothing_while_chunks_arrive(loop: Loop) ->
     seen = len(loop.chunks)
     wait_until(lambda: len(loop.chunks) > seen + 2, "three chunks", 30.0)
     assert loop.commands == []
+    assert loop.to_driver == 0
     chunk = loop.chunks[-1]
     assert list(chunk.joint_names) == list(ROBOT.joint_names)
     assert len(chunk.points) == ROBOT.horizon
@@ -133,7 +153,7 @@ def test_a_disarmed_executor_commands_nothing_while_chunks_arrive(loop: Loop) ->
 
 def test_the_arm_moves_under_the_policy_and_stops_on_disarming(loop: Loop) -> None:
     loop.new_episode()
-    loop.commands.clear()
+    loop.forget_commands()
     start = loop.arm_and_follow()
     assert np.abs(loop.commands[0] - start).max() < 0.02, "the first command must equal the measured position"
     assert loop.companion.call(SetBool, "executor/arm", SetBool.Request(data=False), 30.0).success
@@ -142,14 +162,14 @@ def test_the_arm_moves_under_the_policy_and_stops_on_disarming(loop: Loop) -> No
     seen = len(loop.chunks)
     wait_until(lambda: len(loop.chunks) > seen + 2, "three more chunks", 30.0)
     assert len(loop.commands) - sent <= 2
-    steps = np.abs(np.diff(np.stack(loop.commands), axis=0)).max(axis=0)
-    assert np.all(steps <= ROBOT.limits.velocity * 0.01 + 1e-6)
+    assert loop.to_driver > 0
+    assert loop.within_velocity_limits()
 
 
 def test_garbage_on_the_chunk_topic_changes_no_command_and_is_named(loop: Loop) -> None:
     loop.new_episode()
     loop.arm_and_follow()
-    loop.commands.clear()
+    loop.forget_commands()
     good = loop.chunks[-1]
 
     def chunk(rows: np.ndarray, names: list[str] | None = None) -> JointTrajectory:
@@ -173,7 +193,7 @@ def test_garbage_on_the_chunk_topic_changes_no_command_and_is_named(loop: Loop) 
         assert loop.value("last_refusal")
     sent = np.stack(loop.commands)
     assert np.all(np.isfinite(sent))
-    assert np.all(np.abs(np.diff(sent, axis=0)) <= ROBOT.limits.velocity * 0.01 + 1e-6)
+    assert loop.within_velocity_limits()
     assert np.all(sent >= ROBOT.limits.lower)
     assert np.all(sent <= ROBOT.limits.upper)
 

@@ -149,7 +149,8 @@ def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]
     settled(cell, "chunks")
     wait_until(lambda: int(cell.status.get("chunks", 0)) > 0, "diagnostics with counts")
     for key in ("latency_ms", "preprocess_ms", "vision_ms", "prefill_ms", "depth_ms", "flow_ms", "input_age_ms"):
-        assert float(cell.status[key]) > 0.0, key
+        # A picture that is the last one to the bit is not encoded again, so vision may cost nothing.
+        assert float(cell.status[key]) > 0.0 or key == "vision_ms", key
     assert int(cell.status["forwards"]) >= 1
 
 

@@ -103,13 +103,13 @@ def garbage() -> dict[str, tuple[dict, str]]:
     good = ramp(0.3)
     nan, huge, jump, far = good.copy(), good.copy(), good.copy(), good.copy()
     nan[7, 2], huge[3, 1], jump[10:, 0] = np.nan, 1e6, good[10:, 0] + 0.5
-    far[:, 0] += 0.5
+    far[:, 0] += 0.8
     wrong = ("joint1", *ROBOT.joint_names[1:])
     return {
         "NaN": ({"rows": nan}, "row 7 of the action chunk has nan for elbow_flex"),
         "huge": ({"rows": huge}, "asks 1e\\+06 rad of shoulder_lift"),
         "jump": ({"rows": jump}, "jumps by 0.5.. rad at shoulder_pan between rows 9 and 10"),
-        "far": ({"rows": far}, "starts 0.4.. rad from the measured shoulder_pan"),
+        "far": ({"rows": far}, "starts 0.7.. rad from the measured shoulder_pan"),
         "empty": ({"rows": good[:0]}, "has 0 rows"),
         "wrong joints": ({"rows": good, "names": wrong}, "names joints"),
         "missing joint": ({"rows": good[:, :5], "names": ROBOT.joint_names[:5]}, "names joints"),
