@@ -131,8 +131,7 @@ def _rows(settings: Settings, opened: Checkpoint, robot: Embodiment) -> list[Row
     lanes.sort(key=lambda lane: lane.backend == "reference")
     for index in range(settings.repeats + WARM_UP):
         for lane in lanes:
-            # States differ, so that no prompt is the last one.
-            lane.answers.append(_answer(lane.model, state + 0.5 * (index % 5), lane.calls[index]))
+            lane.answers.append(_answer(lane.model, _state(state, index), lane.calls[index]))
     return [lane.row() for lane in lanes]
 
 
@@ -185,10 +184,10 @@ def _calls(
         model.reset()
         replayed = _answer(model, state, Call(scenes, scenes[0], None)).depth_bins
     calls = []
-    for _ in range(settings.repeats + WARM_UP):
+    for index in range(settings.repeats + WARM_UP):
         before = _noisy(scenes[0], random)
         images = [_noisy(changed, random), *(_noisy(scene, random) for scene in scenes[1:])]
-        calls.append(Call(images, before, _draft(model, state, before, images, replayed, random)))
+        calls.append(Call(images, before, _draft(model, _state(state, index), before, images, replayed, random)))
     return calls
 
 
@@ -228,6 +227,11 @@ def _answer(model: Any, state: NDArray[np.float64], call: Call) -> Any:
             model.draft = [int(code) for code in call.codes]
     generator = torch.Generator().manual_seed(0)
     return model.predict(call.images, TASK, state, depth_cache=cache, generator=generator)
+
+
+def _state(state: NDArray[np.float64], index: int) -> NDArray[np.float64]:
+    """The state of call `index`; they differ, so that no prompt is the last one."""
+    return state + 0.5 * (index % 5)
 
 
 def _scene(random: np.random.Generator) -> NDArray[np.uint8]:
