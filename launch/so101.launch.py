@@ -1,7 +1,7 @@
 """Starts what an SO-100/101 needs: the nodes and parameters of `molmoact2 sim`, since both read `bringup.py`.
 
-    ros2 launch molmoact2_ros so101.launch.py task:="pick up the red cube"
-    ros2 launch molmoact2_ros so101.launch.py sim:=false checkpoint:=/path/to/checkpoint config:=/path/to/my_so101.yaml
+ros2 launch molmoact2_ros so101.launch.py task:="pick up the red cube"
+ros2 launch molmoact2_ros so101.launch.py sim:=false checkpoint:=/path/to/checkpoint config:=/path/to/my_so101.yaml
 """
 
 from __future__ import annotations

@@ -84,12 +84,14 @@ def options_from(arguments: argparse.Namespace) -> Options:
         ValueError: an option has a value that cannot work.
     """
     from molmoact2_ros.bringup import Options, default_checkpoint
+    from molmoact2_ros.embodiments import embodiment
 
     checkpoint = arguments.checkpoint
     if checkpoint and Path(checkpoint).expanduser().is_dir():
         checkpoint = str(Path(checkpoint).expanduser().resolve())
     elif checkpoint and not _HUB_ID.fullmatch(checkpoint):
         raise UsageError(f"{checkpoint!r} is neither a directory nor a Hugging Face id such as org/name")
+    embodiment(arguments.robot)  # an unknown robot is named before anything of it is missed
     own = default_checkpoint(arguments.robot)
     if arguments.policy == "molmoact2" and not checkpoint and not (own / "config.json").is_file():
         raise UsageError(

@@ -14,7 +14,8 @@ package=molmoact2_ros
 inputs="requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh tools/graphics.sh"
 wanted="$(cat $inputs | cksum) $PWD"
 current() {
-    [ -f "$stamp" ] && [ ! -f "$unfinished" ] && [ -x "$venv/bin/python" ] && [ "$(cat "$stamp")" = "$wanted" ]
+    [ -f "$stamp" ] && [ ! -f "$unfinished" ] && [ -x "$venv/bin/python" ] && [ -x "$venv/bin/molmoact2" ] &&
+        [ "$(cat "$stamp")" = "$wanted" ]
 }
 current && exit 0
 

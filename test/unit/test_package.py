@@ -128,7 +128,9 @@ def test_pip_installs_the_same_console_scripts_and_data(tmp_path):
     left_out = shutil.ignore_patterns(".git", ".venv", "out", "runs", "build", "*.egg-info")
     shutil.copytree(ROOT, source, symlinks=True, ignore=left_out)
     target = tmp_path / "target"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    # Without --ignore-installed pip would first remove this environment's own installation.
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--ignore-installed"]
+    pip += ["--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*pip, "--prefix", str(target), str(source)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (target / "bin").iterdir()} == set(console_scripts())
