@@ -230,7 +230,9 @@ def test_a_killed_policy_leaves_an_arm_that_holds_within_the_horizon_and_says_wh
     assert held * 1e-9 - (end.sec + end.nanosec * 1e-9) < horizon_s + 1.5
     assert "silent" in loop.value("reason")
     wait_until(loop.at_rest, "commands at rest", 10.0)
-    before = loop.joints.copy()
+    held_at, before = loop.commands[-1], loop.joints.copy()
     sent = len(loop.commands)
     wait_until(lambda: len(loop.commands) > sent + 50, "half a second of commands", 10.0)
-    assert np.abs(loop.joints - before).max() < 0.01
+    assert np.abs(np.stack(loop.commands[sent:]) - held_at).max() < 1e-6
+    # The jaw goes on pressing, and a cube may slip out of it; the arm itself stays.
+    assert np.abs(loop.joints - before)[:5].max() < 0.05
