@@ -37,6 +37,7 @@ class Loop:
         self.bringup, self.companion = bringup, companion
         node = companion.node
         self.joints: np.ndarray | None = None
+        self.readings: list[np.ndarray] = []
         self.state: DiagnosticStatus | None = None
         self.commands: list[np.ndarray] = []
         self.times_s: list[float] = []
@@ -55,6 +56,7 @@ class Loop:
 
     def _on_joints(self, message: JointState) -> None:
         self.joints = ROBOT.reorder(message.name, np.asarray(message.position))
+        self.readings.append(self.joints)
 
     def _on_command(self, message: JointState) -> None:
         self.times_s.append(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9)
@@ -230,9 +232,9 @@ def test_a_killed_policy_leaves_an_arm_that_holds_within_the_horizon_and_says_wh
     assert held * 1e-9 - (end.sec + end.nanosec * 1e-9) < horizon_s + 1.5
     assert "silent" in loop.value("reason")
     wait_until(loop.at_rest, "commands at rest", 10.0)
-    held_at, before = loop.commands[-1], loop.joints.copy()
+    held_at = loop.commands[-1]
     sent = len(loop.commands)
     wait_until(lambda: len(loop.commands) > sent + 50, "half a second of commands", 10.0)
     assert np.abs(np.stack(loop.commands[sent:]) - held_at).max() < 1e-6
-    # The jaw goes on pressing, and a cube may slip out of it; the arm itself stays.
-    assert np.abs(loop.joints - before)[:5].max() < 0.05
+    # The arm comes to rest behind its commands; the jaw goes on pressing, and a cube may slip out of it.
+    wait_until(lambda: np.ptp(np.stack(loop.readings[-50:]), axis=0)[:5].max() < 0.01, "an arm at rest", 10.0)
