@@ -96,7 +96,6 @@ def gather(
     patch: int,
     scatter: float = 0.35,
     controller: Controller | None = None,
-    progress: Callable[[int], None] = lambda episode: None,
 ) -> Samples:
     """Drive `episodes` and return the labelled observations; the same arguments give the same samples.
 
@@ -111,8 +110,7 @@ def gather(
             rng = np.random.default_rng([seed, episode, 1])
             cell.reset(episode)
             driver = controller if controller is not None and rng.random() < 0.8 else None
-            _drive(cell, rng, driver, lambda row: rows.append(row), image_size, grid, patch, scatter)
-            progress(episode)
+            _drive(cell, rng, driver, rows.append, image_size, grid, patch, scatter)
     finally:
         cell.close()
     return Samples(

@@ -42,7 +42,6 @@ from molmoact2_ros.training.tokenizer import build_tokenizer, prompt_texts
 TASK = "pick up the red cube"
 SIZES = SmallModel()
 DEPTH_PATCH = 8
-STATS = ("state_stats", "action_stats")
 BLANK_SHARE = 0.03
 """Share of examples whose pictures are replaced by blank ones."""
 SHARD_EPISODES = 50
@@ -55,6 +54,12 @@ def normalise(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
     """q01..q99 to [-1, 1], clipped, as the reference does."""
     low, high = np.asarray(stats["q01"]), np.asarray(stats["q99"])
     return np.clip(2.0 * (values - low) / (high - low) - 1.0, -1.0, 1.0)
+
+
+def unnormalise(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """[-1, 1], clipped, to q01..q99, as the reference does."""
+    low, high = np.asarray(stats["q01"]), np.asarray(stats["q99"])
+    return (np.clip(values, -1.0, 1.0) + 1.0) * (high - low) / 2.0 + low
 
 
 def statistics(values: np.ndarray) -> dict[str, Any]:
@@ -143,9 +148,7 @@ class Trainer:
 
     def stay(self, state: torch.Tensor) -> torch.Tensor:
         """The normalised chunk row that keeps the arm at the normalised `state` (dof,)."""
-        limits = {key: (np.asarray(self.meta[key]["q01"]), np.asarray(self.meta[key]["q99"])) for key in STATS}
-        low, high = limits["state_stats"]
-        vector = (state.numpy().astype(np.float64) + 1.0) * (high - low) / 2.0 + low
+        vector = unnormalise(state.numpy().astype(np.float64), self.meta["state_stats"])
         return torch.from_numpy(normalise(vector, self.meta["action_stats"])).float()
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -231,8 +234,7 @@ class Trainer:
         state = torch.from_numpy(normalise(SO101.model_from_joints(joints), self.meta["state_stats"])).float()[None]
         codes = torch.from_numpy(encode(depth, self.codebook)).reshape(1, -1)
         chunk = self.objective.act(patches(images[None], SIZES.patch_size), bins(state), codes)[0, :, : SO101.dof]
-        low, high = (np.asarray(self.meta["action_stats"][key]) for key in ("q01", "q99"))
-        vector = (np.clip(chunk.numpy().astype(np.float64), -1.0, 1.0) + 1.0) * (high - low) / 2.0 + low
+        vector = unnormalise(chunk.numpy().astype(np.float64), self.meta["action_stats"])
         return SO101.joints_from_model(vector)
 
     def export(self, directory: Path, record: dict[str, Any]) -> None:

@@ -91,10 +91,6 @@ def test_every_redraft_gives_the_same(tmp_path: Path, redraft: str) -> None:
 
 
 def bundled() -> Checkpoint:
-    from molmoact2_ros.policy.checkpoint import BUNDLED
-
-    if not (BUNDLED / "so101_cell" / "config.json").is_file():
-        pytest.skip("the checkpoint of the simulated cell is not in this tree")
     from small_checkpoints import ROBOT
 
     return open_checkpoint("so101_cell", ROBOT, ROBOT.norm_tag)
