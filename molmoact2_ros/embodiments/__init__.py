@@ -1,9 +1,13 @@
 """Robots by name. Importing this room loads numpy only."""
 
-from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame
-from molmoact2_ros.embodiments.so101 import SO101
+from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame, Workspace
+from molmoact2_ros.embodiments.franka_droid import FRANKA, FRANKA_ROBOTIQ, PANDA, PANDA_ROBOTIQ
+from molmoact2_ros.embodiments.so101 import SO100, SO101
+from molmoact2_ros.embodiments.yam_bimanual import YAM
 
-EMBODIMENTS: dict[str, Embodiment] = {SO101.name: SO101}
+EMBODIMENTS: dict[str, Embodiment] = {
+    robot.name: robot for robot in (SO101, SO100, FRANKA, FRANKA_ROBOTIQ, PANDA, PANDA_ROBOTIQ, YAM)
+}
 
 
 def embodiment(name: str) -> Embodiment:
@@ -18,4 +22,4 @@ def embodiment(name: str) -> Embodiment:
         raise ValueError(f"unknown robot {name!r}; known robots: {', '.join(sorted(EMBODIMENTS))}") from None
 
 
-__all__ = ["EMBODIMENTS", "Embodiment", "JointLimits", "ModelFrame", "embodiment"]
+__all__ = ["EMBODIMENTS", "Embodiment", "JointLimits", "ModelFrame", "Workspace", "embodiment"]

@@ -48,11 +48,28 @@ class JointLimits:
             raise ValueError("every lower position limit must be below its upper limit")
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """The box in which an arm's tip may be: corners `lower` (3,) and `upper` (3,) in the robot's base frame, m.
+
+    The lower z is the floor. The default of a robot is generous: a cell with a table, a wall or a neighbour sets its
+    own.
+    """
+
+    lower: Array
+    upper: Array
+
+    def __post_init__(self) -> None:
+        if np.shape(self.lower) != (3,) or np.shape(self.upper) != (3,) or not np.all(self.lower < self.upper):
+            raise ValueError(f"a workspace needs corners (3,) with lower < upper, got {self.lower} and {self.upper}")
+
+
 class Embodiment(ABC):
     """A robot as the policy, the executor and the simulator see it. Instances are constants: build no new state here.
 
     Attributes:
         name: the name used on the command line, in config files and as the default namespace.
+        family: the robot whose config, model and simulated cell serve this one; `name` itself but for a variant.
         norm_tag: the tag in `norm_stats.json` that belongs to this robot.
         setup_type, control_mode: the strings the released checkpoints carry for this robot.
         joint_names: ROS joint order, grippers included, shape (dof,).
@@ -66,9 +83,13 @@ class Embodiment(ABC):
         rest_position: a safe pose near the median of the training states, (dof,), rad.
         limits: see `JointLimits`.
         chains: for each arm its kinematic chain from the base to the tip, and the joints of ROS order that drive it.
+            Tips come out in the robot's base frame.
+        workspaces: for each arm where its tip may be.
+        normalize_gripper: whether the checkpoints of this robot scale the gripper like the other joints.
     """
 
     name: str
+    family: str
     norm_tag: str
     setup_type: str
     control_mode: str
@@ -84,11 +105,18 @@ class Embodiment(ABC):
     rest_position: Array
     limits: JointLimits
     chains: tuple[tuple[Chain, tuple[int, ...]], ...]
+    workspaces: tuple[Workspace, ...]
+    normalize_gripper: bool
 
     @property
     def dof(self) -> int:
         """Number of joints in ROS order, grippers included."""
         return len(self.joint_names)
+
+    def velocity_bounds(self, positions: Array) -> tuple[Array, Array]:
+        """Lowest (<= 0) and highest (>= 0) velocity (dof,) permitted at `positions` (dof,), rad/s (m/s for fingers)."""
+        self.checked(positions, "joint positions")
+        return -self.limits.velocity, self.limits.velocity.copy()
 
     @abstractmethod
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:

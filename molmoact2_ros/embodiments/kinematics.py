@@ -22,6 +22,18 @@ def rotation_from_quaternion(wxyz: tuple[float, float, float, float]) -> Array:
     )
 
 
+def quaternion_from_rpy(roll: float, pitch: float, yaw: float) -> tuple[float, float, float, float]:
+    """Unit quaternion (w, x, y, z) of the fixed-axis angles that a URDF origin has, rad: roll about x first, yaw about
+    z last."""
+    (cr, cp, cy), (sr, sp, sy) = (f(0.5 * np.array([roll, pitch, yaw])) for f in (np.cos, np.sin))
+    return (
+        float(cr * cp * cy + sr * sp * sy),
+        float(sr * cp * cy - cr * sp * sy),
+        float(cr * sp * cy + sr * cp * sy),
+        float(cr * cp * sy - sr * sp * cy),
+    )
+
+
 def rotation_about(axis: Array, angle: Array) -> Array:
     """Rotation matrices (..., 3, 3) about a unit `axis` (3,) by `angle` (...), rad (Rodrigues)."""
     x, y, z = axis
@@ -48,34 +60,39 @@ class Chain:
         joints: from the base outwards.
         tip_xyz: the tip in the frame of the last link, m.
         tip_wxyz: the tip's orientation in the frame of the last link.
+        base_xyz, base_wxyz: where this arm's base stands in the robot's base frame, m.
     """
 
     joints: tuple[Joint, ...]
     tip_xyz: tuple[float, float, float]
     tip_wxyz: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
+    base_xyz: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    base_wxyz: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
 
     def frames(self, positions: Array) -> Array:
-        """Poses (..., joints + 1, 4, 4) of every link and of the tip in the base frame, for `positions` (...,
+        """Poses (..., joints + 1, 4, 4) of every link and of the tip in the robot's base frame, for `positions` (...,
         joints), rad."""
         positions = np.asarray(positions, dtype=np.float64)
         if positions.shape[-1] != len(self.joints):
             raise ValueError(f"chain has {len(self.joints)} joints, got positions of shape {positions.shape}")
         batch = positions.shape[:-1]
-        pose = np.broadcast_to(np.eye(4), (*batch, 4, 4)).copy()
+        base = _pose(self.base_xyz, self.base_wxyz)
+        pose = np.broadcast_to(base, (*batch, 4, 4)).copy()
         out = np.empty((*batch, len(self.joints) + 1, 4, 4))
         for i, joint in enumerate(self.joints):
-            origin = np.eye(4)
-            origin[:3, :3] = rotation_from_quaternion(joint.wxyz)
-            origin[:3, 3] = joint.xyz
-            pose = pose @ origin
+            pose = pose @ _pose(joint.xyz, joint.wxyz)
             pose[..., :3, :3] = pose[..., :3, :3] @ rotation_about(np.asarray(joint.axis), positions[..., i])
             out[..., i, :, :] = pose
-        tip = np.eye(4)
-        tip[:3, :3] = rotation_from_quaternion(self.tip_wxyz)
-        tip[:3, 3] = self.tip_xyz
-        out[..., -1, :, :] = pose @ tip
+        out[..., -1, :, :] = pose @ _pose(self.tip_xyz, self.tip_wxyz)
         return out
 
     def tip(self, positions: Array) -> Array:
-        """Tip pose (..., 4, 4) in the base frame."""
+        """Tip pose (..., 4, 4) in the robot's base frame."""
         return self.frames(positions)[..., -1, :, :]
+
+
+def _pose(xyz: tuple[float, float, float], wxyz: tuple[float, float, float, float]) -> Array:
+    out = np.eye(4)
+    out[:3, :3] = rotation_from_quaternion(wxyz)
+    out[:3, 3] = xyz
+    return out

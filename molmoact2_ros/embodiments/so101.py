@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame
+from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame, Workspace
 from molmoact2_ros.embodiments.kinematics import Chain, Joint
 
 Array = NDArray[np.float64]
@@ -47,9 +47,13 @@ _UPPER = np.array([1.9199, 1.7453, 1.69, 1.658, 2.841, 1.7453])
 
 
 class So101(Embodiment):
-    """SO-100 and SO-101 arms with LeRobot calibration."""
+    """SO-100 and SO-101 arms with LeRobot calibration.
 
-    name = "so101"
+    LeRobot drives both with one driver and one calibration, whose zero is mid-range, and both have the same servos and
+    link lengths within 3 mm; so the SO-100 shares everything here with the SO-101 but the name.
+    """
+
+    family = "so101"
     norm_tag = "so100_so101_molmoact2"
     setup_type = "single so100/so101 robotic arm in molmoact2"
     control_mode = "absolute joint pose"
@@ -75,6 +79,12 @@ class So101(Embodiment):
         jerk=np.array([200.0, 200.0, 200.0, 300.0, 300.0, 800.0]),
     )
     chains = ((ARM_CHAIN, (0, 1, 2, 3, 4)),)
+    # The whole reach of the arm; the floor is a little below the plane that the base stands on, since tips are soft.
+    workspaces = (Workspace(np.array([-0.50, -0.50, -0.03]), np.array([0.55, 0.50, 0.60])),)
+    normalize_gripper = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
         """Rad, ROS order -> degrees in `frame`, gripper 0..100."""
@@ -128,4 +138,5 @@ def frame_of_checkpoint(directory: Path, state_stats: dict[str, Any]) -> ModelFr
     return frame
 
 
-SO101 = So101()
+SO101 = So101("so101")
+SO100 = So101("so100")
