@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from molmoact2_ros.policy.stages.decoder import normed
+from molmoact2_ros.policy.stages.guidance import Guidance, integrate
 from molmoact2_ros.policy.weights import CheckpointError
 
 
@@ -64,14 +65,14 @@ class FlowStage(nn.Module):
         k_norm = self.expert.blocks[0].cross_attn.k_norm
         return (k if k_norm is None else normed(k, k_norm)), v
 
-    def forward(self, noise: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, noise: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor], guidance: Guidance | None = None
+    ) -> torch.Tensor:
         """Integrate `noise` (1, horizon, width) from time 0 to 1 and return the normalised actions, same shape."""
-        x = self._masked(noise)
-        rope = self._rope(x)
-        for step in range(self.steps):
-            velocity = self._masked(self._velocity(x, step, context, rope))
-            x = self._masked(x + (1.0 / self.steps) * velocity)
-        return x
+        rope = self._rope(noise)
+        return integrate(
+            noise, lambda x, step: self._velocity(x, step, context, rope), self.steps, self._masked, guidance
+        )
 
     def _prepare_modulations(self) -> None:
         weight = self.expert.action_embed.weight
