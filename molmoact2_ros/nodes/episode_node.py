@@ -14,7 +14,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.client import Client
 from rclpy.task import Future
-from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -38,8 +37,6 @@ class EpisodeNode(MolmoNode):
 
     def __init__(self) -> None:
         super().__init__("episode")
-        self._timers: list[Timer] = []
-        self._owned: list[Any] = []
         self._printed = 0
 
     def setup(self) -> None:
@@ -49,32 +46,17 @@ class EpisodeNode(MolmoNode):
             start_timeout_s=self.param("start_timeout_s"),
             chunk_timeout_s=self.param("chunk_timeout_s"),
         )
-        self._task = self.create_publisher(String, "task", LATCHED)
+        self._task = self.output(String, "task", LATCHED)
         self._reset: Client = self.create_client(Trigger, "sim/reset")
         self._arm: Client = self.create_client(SetBool, "executor/arm")
-        self._owned = [
-            self.create_subscription(DiagnosticStatus, "sim/episode", self._on_cell, LATCHED),
-            self.create_subscription(DiagnosticStatus, "executor/state", self._on_executor, LATCHED),
-            self.create_subscription(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST),
-            self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE),
-        ]
+        self.listen(DiagnosticStatus, "sim/episode", self._on_cell, LATCHED)
+        self.listen(DiagnosticStatus, "executor/state", self._on_executor, LATCHED)
+        self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST)
+        self.listen(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
 
     def start(self) -> None:
-        self._timers = [
-            self.create_timer(0.05, self._step),
-            self.create_timer(1.0 / self.param("status_hz"), self._print_status),
-        ]
-
-    def stop(self) -> None:
-        for timer in self._timers:
-            self.destroy_timer(timer)
-        self._timers.clear()
-
-    def teardown(self) -> None:
-        self.stop()
-        for subscription in self._owned:
-            self.destroy_subscription(subscription)
-        self._owned.clear()
+        self.every(0.05, self._step)
+        self.every(1.0 / self.param("status_hz"), self._print_status)
 
     # -- messages in --------------------------------------------------------------------------------------------------
 

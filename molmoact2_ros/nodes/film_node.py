@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
@@ -45,8 +44,6 @@ class FilmNode(MolmoNode):
 
     def __init__(self) -> None:
         super().__init__("film")
-        self._inputs: list[Any] = []
-        self._timer: Any = None
         self._writer: FilmWriter | None = None
         self._reset()
 
@@ -74,29 +71,20 @@ class FilmNode(MolmoNode):
             "wrist": f"cameras/{cameras[-1]}/image_raw",
         }
         for panel in PANELS if len(cameras) > 1 else PANELS[:3]:
-            self._listen(Image, topics[panel], partial(self._on_image, panel), SENSOR)
-        self._listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
-        self._listen(DiagnosticStatus, "sim/episode", self._on_episode, LATCHED)
-        self._listen(String, "task", self._on_task, LATCHED)
-        self._listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST)
+            self.listen(Image, topics[panel], partial(self._on_image, panel), SENSOR)
+        self.listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
+        self.listen(DiagnosticStatus, "sim/episode", self._on_episode, LATCHED)
+        self.listen(String, "task", self._on_task, LATCHED)
+        self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST)
         if self.param("film"):
             height, width, _ = canvas_shape()
             path = Path(self.param("film")).expanduser()
             self._writer = FilmWriter(path, width, height, self.param("fps"), self.param("quality"))
 
     def start(self) -> None:
-        self._timer = self.create_timer(1.0 / self.param("fps"), self._shoot)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-        self._timer = None
+        self.every(1.0 / self.param("fps"), self._shoot)
 
     def teardown(self) -> None:
-        self.stop()
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        self._inputs = []
         writer, self._writer = self._writer, None
         if writer is not None:
             if not writer.close():
@@ -113,9 +101,6 @@ class FilmNode(MolmoNode):
             return DiagnosticStatus.ERROR, self._writer.error, {}
         frames = 0 if self._writer is None else self._writer.frames
         return DiagnosticStatus.OK, "filming" if self._rolling else "waiting for motion", {"frames": frames}
-
-    def _listen(self, msgtype: Any, topic: str, handle: Callable[[Any], None], qos: Any) -> None:
-        self._inputs.append(self.create_subscription(msgtype, topic, handle, qos))
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 

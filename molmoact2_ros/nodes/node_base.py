@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import rclpy
@@ -20,7 +21,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.timer import Timer
 
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 """Camera images, joint states, what was commanded: the newest matters, a lost one is not asked for again."""
@@ -73,6 +76,8 @@ class MolmoNode(LifecycleNode):
             self.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics)
+        self._work_timers: list[Timer] = []
+        self._owned: list[Callable[[], object]] = []
         self.active = False
         self.finished: int | None = None
         """A node whose work has an end sets its exit status here; the process then ends in order."""
@@ -89,11 +94,33 @@ class MolmoNode(LifecycleNode):
         """Stop working, keep resources."""
 
     def teardown(self) -> None:
-        """Release every resource; safe to call twice."""
+        """Release every resource of the node's own; safe to call twice. What `output`, `listen` and `serve` made goes
+        by itself."""
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         """Level, one line and key-values for `/diagnostics`."""
         return DiagnosticStatus.OK, "active" if self.active else "inactive", {}
+
+    def output(self, msgtype: type, topic: str, qos: QoSProfile) -> Publisher:
+        """A publisher that lasts until teardown. For `setup`."""
+        publisher = self.create_publisher(msgtype, topic, qos)
+        self._owned.append(partial(self.destroy_publisher, publisher))
+        return publisher
+
+    def listen(
+        self, msgtype: type, topic: str, handle: Callable[[Any], None], qos: QoSProfile, *, raw: bool = False
+    ) -> None:
+        """Subscribe until teardown. For `setup`."""
+        subscription = self.create_subscription(msgtype, topic, handle, qos, raw=raw)
+        self._owned.append(partial(self.destroy_subscription, subscription))
+
+    def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
+        """Offer a service until teardown. For `setup`."""
+        self._owned.append(partial(self.destroy_service, self.create_service(srvtype, name, handle)))
+
+    def every(self, period_s: float, action: Callable[[], None]) -> None:
+        """Call `action` every `period_s` seconds until the node is deactivated. For `start`."""
+        self._work_timers.append(self.create_timer(period_s, action))
 
     def param(self, name: str) -> Any:
         """Value of a declared parameter."""
@@ -116,18 +143,20 @@ class MolmoNode(LifecycleNode):
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.active = False
-        self.stop()
+        self._halt()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._release()
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._release()
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._release()
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
 
     def autostart(self) -> bool:
         """Configure and activate; False when one of them failed."""
@@ -139,16 +168,24 @@ class MolmoNode(LifecycleNode):
             action()
         except Exception as error:  # a node must survive to say what is wrong
             self.get_logger().error(f"cannot {what}: {error}")
-            self.teardown()
+            self.release()
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
-    def _release(self) -> TransitionCallbackReturn:
+    def release(self) -> None:
+        """Leave the active state and give everything back."""
+        self._halt()
+        self.teardown()
+        while self._owned:
+            self._owned.pop()()
+
+    def _halt(self) -> None:
+        for timer in self._work_timers:
+            self.destroy_timer(timer)
+        self._work_timers.clear()
         if self.active:
             self.active = False
             self.stop()
-        self.teardown()
-        return TransitionCallbackReturn.SUCCESS
 
     def _publish_diagnostics(self) -> None:
         level, message, values = self.diagnose()
@@ -195,10 +232,7 @@ def run_node(factory: Callable[[], MolmoNode]) -> int:
     except ExternalShutdownException:
         pass
     finally:
-        if node.active:
-            node.active = False
-            node.stop()
-        node.teardown()
+        node.release()
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

@@ -41,27 +41,18 @@ class ProbeNode(MolmoNode):
         self._last_ns: dict[str, int] = {}
         self._tracking = False
         self._executor: dict[str, float] = {}
-        self._owned: list[Any] = []
         self._report: Path | None = None
 
     def setup(self) -> None:
         self._report = Path(self.param("report"))
         for name in self.param("cameras"):
-            listen = partial(self._on_stamped, f"picture {name}")
-            self._owned.append(self.create_subscription(Image, f"cameras/{name}/image_raw", listen, SENSOR))
-        self._owned += [
-            self.create_subscription(JointState, "joint_states", partial(self._on_stamped, "joint state"), SENSOR),
-            self.create_subscription(
-                JointTrajectory, "policy/action_chunk", partial(self._on_stamped, "action chunk"), NEWEST
-            ),
-            self.create_subscription(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST),
-            self.create_subscription(DiagnosticStatus, "executor/state", self._on_executor, LATCHED),
-        ]
+            self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_stamped, f"picture {name}"), SENSOR)
+        self.listen(JointState, "joint_states", partial(self._on_stamped, "joint state"), SENSOR)
+        self.listen(JointTrajectory, "policy/action_chunk", partial(self._on_stamped, "action chunk"), NEWEST)
+        self.listen(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
+        self.listen(DiagnosticStatus, "executor/state", self._on_executor, LATCHED)
 
     def teardown(self) -> None:
-        for subscription in self._owned:
-            self.destroy_subscription(subscription)
-        self._owned.clear()
         if self._report is not None:
             self._report.write_text(json.dumps({"loop": self._figures(), "executor": self._executor}))
             self._report = None

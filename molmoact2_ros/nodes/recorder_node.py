@@ -71,8 +71,6 @@ class RecorderNode(MolmoNode):
     def __init__(self) -> None:
         super().__init__("recorder")
         self._episodes: EpisodeRecorder | None = None
-        self._inputs: list[Any] = []
-        self._services: list[Any] = []
         self._task = ""
         self._heard: dict[str, deque[int]] = {}
         # The episode of sim/episode that was started for; kept when a user ends its bag early, so that it stays ended.
@@ -94,10 +92,9 @@ class RecorderNode(MolmoNode):
         for relative, stream in zip(chosen, streams, strict=True):
             kind, take = message_class(stream.msgtype), partial(self._take, stream, self._reaction(relative.topic))
             for qos in subscription_qos(stream):
-                self._inputs.append(self.create_subscription(kind, stream.topic, take, qos, raw=True))
+                self.listen(kind, stream.topic, take, qos, raw=True)
         for name, action in (("start", self._start), ("stop", self._stop), ("discard", self._discard)):
-            callback = partial(self._serve, action)
-            self._services.append(self.create_service(Trigger, f"recorder/{name}", callback))
+            self.serve(Trigger, f"recorder/{name}", partial(self._serve, action))
 
     def stop(self) -> None:
         if self._episodes is not None and self._episodes.recording is not None:
@@ -109,11 +106,6 @@ class RecorderNode(MolmoNode):
             if not self._episodes.wait(WRITE_TIMEOUT_S):
                 self.get_logger().error(f"a bag is not finished after {WRITE_TIMEOUT_S:.0f} s; recover it later")
         self._episodes = None
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        for service in self._services:
-            self.destroy_service(service)
-        self._inputs, self._services = [], []
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         values = {"episodes_kept": self._kept, "directory": self.param("directory")}

@@ -74,8 +74,6 @@ class VisualizerNode(MolmoNode):
     def __init__(self) -> None:
         super().__init__("visualizer")
         self._robot = embodiment("so101")
-        self._owned: list[Any] = []
-        self._timer: Any = None
         self._calibrations: dict[str, Calibration] = {}
         self._decoder: depths.DepthDecoder | None = None
         self._reported: dict[str, str] = {}
@@ -97,50 +95,34 @@ class VisualizerNode(MolmoNode):
         self._cameras = list(self.param("cameras"))
         self._calibrations = self._load_calibrations()
         self._decoder = self._load_decoder()
-        output = partial(self._own, self.create_publisher)
-        self._markers = output(MarkerArray, "visualization/markers", NEWEST)
-        self._path = output(Path, "visualization/path", NEWEST)
+        self._markers = self.output(MarkerArray, "visualization/markers", NEWEST)
+        self._path = self.output(Path, "visualization/path", NEWEST)
         self._overlays: dict[str, Publisher] = {
-            camera: output(Image, f"visualization/overlay/{camera}", SENSOR) for camera in self._cameras
+            camera: self.output(Image, f"visualization/overlay/{camera}", SENSOR) for camera in self._cameras
         }
-        self._depth = output(Image, "policy/depth/image", SENSOR)
-        self._depth_info = output(CameraInfo, "policy/depth/camera_info", SENSOR)
-        self._colour = output(Image, "visualization/depth_colour", SENSOR)
-        self._points = output(PointCloud2, "visualization/depth_points", SENSOR)
-        listen = partial(self._own, self.create_subscription)
+        self._depth = self.output(Image, "policy/depth/image", SENSOR)
+        self._depth_info = self.output(CameraInfo, "policy/depth/camera_info", SENSOR)
+        self._colour = self.output(Image, "visualization/depth_colour", SENSOR)
+        self._points = self.output(PointCloud2, "visualization/depth_points", SENSOR)
         for camera in self._cameras:
-            listen(Image, f"cameras/{camera}/image_raw", partial(self._on_image, camera), SENSOR)
-        listen(JointState, "joint_states", self._guarded("joint states", self._on_joints), SENSOR)
-        listen(JointTrajectory, "policy/action_chunk", self._guarded("action chunk", self._on_chunk), NEWEST)
-        listen(Image, "policy/depth_codes", self._guarded("depth codes", self._on_codes), NEWEST)
-        listen(Image, "policy/depth_updated", self._guarded("updated cells", self._on_updated), NEWEST)
-        listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
-        listen(String, "task", self._on_task, LATCHED)
+            self.listen(Image, f"cameras/{camera}/image_raw", partial(self._on_image, camera), SENSOR)
+        self.listen(JointState, "joint_states", self._guarded("joint states", self._on_joints), SENSOR)
+        self.listen(JointTrajectory, "policy/action_chunk", self._guarded("action chunk", self._on_chunk), NEWEST)
+        self.listen(Image, "policy/depth_codes", self._guarded("depth codes", self._on_codes), NEWEST)
+        self.listen(Image, "policy/depth_updated", self._guarded("updated cells", self._on_updated), NEWEST)
+        self.listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
+        self.listen(String, "task", self._on_task, LATCHED)
 
     def start(self) -> None:
-        self._timer = self.create_timer(1.0 / self.param("max_rate_hz"), self._draw)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-        self._timer = None
+        self.every(1.0 / self.param("max_rate_hz"), self._draw)
 
     def teardown(self) -> None:
-        self.stop()
-        for thing in self._owned:
-            destroy = self.destroy_publisher if isinstance(thing, Publisher) else self.destroy_subscription
-            destroy(thing)
-        self._owned = []
         self._forget()
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         if self._reported:
             return DiagnosticStatus.WARN, "; ".join(self._reported.values()), {}
         return super().diagnose()
-
-    def _own(self, create: Callable[..., Any], *arguments: Any) -> Any:
-        self._owned.append(create(*arguments))
-        return self._owned[-1]
 
     def _load_calibrations(self) -> dict[str, Calibration]:
         if self.param("calibration_file"):
