@@ -63,7 +63,7 @@ class Prefix:
 
 
 class LatencyWindow:
-    """The latest latencies, of which a percentile is what to expect; an old one is forgotten when `window` more came."""
+    """The latest latencies, of which a percentile is what to expect; after `window` more one is forgotten."""
 
     def __init__(self, window: int, percentile: float, max_delay_s: float) -> None:
         self._latest: deque[float] = deque(maxlen=window)
