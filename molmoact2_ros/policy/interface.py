@@ -63,6 +63,10 @@ class Prediction:
     forwards: int | None
 
 
+class UnendedSequenceError(RuntimeError):
+    """The model did not end a sequence of depth or action tokens: what it says of this picture cannot be used."""
+
+
 class Policy(Protocol):
     """What the policy node calls. Not thread-safe: one caller at a time."""
 
@@ -76,6 +80,7 @@ class Policy(Protocol):
         Raises:
             ValueError: the observation does not fit the checkpoint, or the task is empty.
             RuntimeError: the model gave no usable answer.
+            UnendedSequenceError: of these, a depth or action sequence without an end.
         """
 
     def reset(self) -> None:

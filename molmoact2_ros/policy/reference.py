@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
+from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.weights import TensorInfo, check_tensors
 
 LEROBOT = "0.6.1"
@@ -242,10 +243,10 @@ class ReferenceModel:
         """One call of `predict_action`: continuous actions, adaptive depth where the checkpoint has depth.
 
         Raises:
-            RuntimeError: the model gave no depth sequence that ends.
+            UnendedSequenceError: the model gave no depth sequence that ends.
         """
         self.clock.reset()
-        with torch.inference_mode(), self.clock.stage("total"):
+        with torch.inference_mode(), self.clock.stage("total"), _unended_named():
             output = self.model.predict_action(
                 processor=self._timed_processor,
                 images=images,
@@ -299,6 +300,17 @@ class ReferenceModel:
         model.model.generate_actions_from_inputs = timed("flow", model.model.generate_actions_from_inputs)
         backbone = model.model.vision_backbone
         backbone.forward = timed("vision", backbone.forward)
+
+
+@contextmanager
+def _unended_named() -> Iterator[None]:
+    """Give the reference's errors about sequences without an end, which only their text tells, a type of their own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "did not emit" in str(error):
+            raise UnendedSequenceError(str(error)) from error
+        raise
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Any, config: Any) -> None:

@@ -22,6 +22,7 @@ from parity_cases import CPU, TASK, Frame, Reference, checkpoint, frames, scaled
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.fast_model import FastModel, FastOptions
+from molmoact2_ros.policy.interface import UnendedSequenceError
 
 TOLERANCE = 1e-4
 """On actions in the flow's scale of -1 .. 1, float32."""
@@ -175,7 +176,7 @@ def test_a_sequence_without_an_end_is_an_error(greedy: tuple[Checkpoint, Referen
     ours, _ = fast(greedy[0], depth_mode="full", row_cost=0.0)
     random_head(ours.model, 1, 0.1)
     (frame,) = frames(5, 1, "n")
-    with pytest.raises(RuntimeError, match="no <depth_end> within 480 tokens"):
+    with pytest.raises(UnendedSequenceError, match="no <depth_end> within 480 tokens"):
         ours.predict(frame.images, TASK, frame.state, depth_cache=None, generator=torch.Generator())
 
 
@@ -232,7 +233,7 @@ def test_a_failed_call_leaves_no_trace(tmp_path: Path) -> None:
     end = ours.model.config.depth_end_token_id
     saved = ours.model.lm_head.weight[end].clone()
     ours.model.lm_head.weight[end] = -saved
-    with pytest.raises(RuntimeError, match="depth_end"):
+    with pytest.raises(UnendedSequenceError, match="depth_end"):
         ours.predict(second.images, TASK, second.state, depth_cache=answer.depth_cache, generator=torch.Generator())
     ours.model.lm_head.weight[end] = saved
     for index, frame in enumerate((replace(second, state=third.state), third), start=1):

@@ -18,6 +18,7 @@ from small_checkpoints import ROBOT, make_checkpoint
 
 from molmoact2_ros.policy import CheckpointError, Observation, open_checkpoint, open_policy
 from molmoact2_ros.policy import reference as adapter
+from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.reference_policy import ReferencePolicy
 
 TAG = ROBOT.norm_tag
@@ -250,7 +251,7 @@ def test_a_depth_sequence_without_an_end_is_an_error_and_keeps_the_cache(policy:
     saved = head[end].clone()
     try:
         head[end] = -saved
-        with pytest.raises(RuntimeError, match="depth_end"):
+        with pytest.raises(UnendedSequenceError, match="depth_end"):
             policy.infer(observe(picture(0), 2 * SECOND))
     finally:
         head[end] = saved

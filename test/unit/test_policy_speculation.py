@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.stages.speculation import Acceptance, DepthVocabulary, Script, Speculation
 
 START, END, FIRST, CODES, VOCABULARY = 3, 4, 5, 6, 12
@@ -90,7 +91,7 @@ def test_drafts_never_change_the_sequence(full: bool, redraft: str, row_cost: fl
         try:
             expected = greedy(language)
         except RuntimeError:
-            with pytest.raises(RuntimeError, match="no <depth_end>"):
+            with pytest.raises(UnendedSequenceError, match="no <depth_end>"):
                 speculation.run(language.forward, language.rollback)
             continue
         found = speculation.run(language.forward, language.rollback)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
+from molmoact2_ros.policy.interface import UnendedSequenceError
+
 RATE = 0.05
 """Weight of one more cell in the acceptance of a kind of draft."""
 BOUNDARY = 0.99
@@ -118,7 +120,7 @@ class Speculation:
         """Decode to the end: `forward` appends tokens, `rollback(n)` forgets what follows the sequence's first n.
 
         Raises:
-            RuntimeError: `<depth_end>` did not come within the limit.
+            UnendedSequenceError: `<depth_end>` did not come within the limit.
         """
         consumed = 0
         if not self._script.full:
@@ -200,7 +202,7 @@ class Speculation:
             self._decide(position, token)
             ended = token == self._words.end and self._ends_at(position)
             if not ended and position >= self._script.limit:
-                raise RuntimeError(
+                raise UnendedSequenceError(
                     f"the model gave no <depth_end> within {self._script.limit + 1} tokens of the depth sequence"
                 )
             if position < asked and block[position - consumed] != token:
