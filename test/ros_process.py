@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,18 @@ DEADLINE_S = 10.0
 """Discovery alone takes up to 2.2 s; on a loaded machine everything takes longer."""
 
 
+def ros_arguments(parameters: Mapping[str, object], namespace: str = "/so101") -> list[str]:
+    """The command line of a node in `namespace` with these parameters."""
+    given = [part for name, value in parameters.items() for part in ("-p", f"{name}:={json.dumps(value)}")]
+    return ["--ros-args", "-r", f"__ns:={namespace}", *given]
+
+
 class NodeProcess:
     """A module of this package run as its own process; ended with SIGINT at the end of the `with` block.
 
     Args:
         module: such as `molmoact2_ros.nodes.executor_node`.
-        arguments: command line, usually `["--ros-args", "-r", "__ns:=/so101", "-p", "name:=value"]`.
+        arguments: command line, usually that of `ros_arguments`.
         log: file for standard output and error.
     """
 
@@ -53,11 +60,11 @@ class NodeProcess:
         """What the process has written so far."""
         return self._log.read_text(errors="replace")
 
-    def interrupt(self) -> int:
-        """SIGINT, and after the deadline SIGKILL; returns the exit status. Safe to call twice."""
+    def interrupt(self, how: signal.Signals = signal.SIGINT) -> int:
+        """Send `how`, and after the deadline SIGKILL; returns the exit status. Safe to call twice."""
         assert self.popen is not None
         if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGINT)
+            self.popen.send_signal(how)
             try:
                 self.popen.wait(DEADLINE_S)
             except subprocess.TimeoutExpired:
@@ -99,6 +106,12 @@ class Companion:
         except ExternalShutdownException:
             pass
 
+    def listen(self, msgtype: Any, topic: str, qos: Any = 10, raw: bool = False) -> list[Any]:
+        """Subscribe; the returned list fills with what arrives."""
+        found: list[Any] = []
+        self.node.create_subscription(msgtype, topic, found.append, qos, raw=raw)
+        return found
+
     def call(self, service_type: Any, name: str, request: Any, deadline_s: float = DEADLINE_S) -> Any:
         """Call a service and return its response; fails when it does not answer in time."""
         client = self.node.create_client(service_type, name)
@@ -111,10 +124,19 @@ class Companion:
             self.node.destroy_client(client)
 
 
-def wait_until(condition: Callable[[], object], what: str | Callable[[], str], deadline_s: float = DEADLINE_S) -> None:
-    """Wait until `condition()` is true; after the deadline fail, naming `what` was awaited."""
-    end = time.monotonic() + deadline_s
+def wait_until(
+    condition: Callable[[], object],
+    what: str | Callable[[], str],
+    deadline_s: float = DEADLINE_S,
+    meanwhile: Callable[[], None] | None = None,
+) -> None:
+    """Wait until `condition()` is true, calling `meanwhile` 20 times a second; at the deadline fail with `what`."""
+    end, due = time.monotonic() + deadline_s, 0.0
     while not condition():
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise AssertionError(f"waited {deadline_s} s for {what() if callable(what) else what}")
+        if meanwhile is not None and now >= due:
+            meanwhile()
+            due = now + 0.05
         time.sleep(0.005)

@@ -14,26 +14,30 @@ import yaml
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
+from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
-from visual_process import Peer, peer, running
 
 from molmoact2_ros.nodes.node_base import LATCHED, RELIABLE, SENSOR
 from molmoact2_ros.recording.recover import recover
 
 
+def running(log: Path, parameters: dict[str, object]) -> NodeProcess:
+    return NodeProcess("molmoact2_ros.nodes.recorder_node", ros_arguments(parameters), log)
+
+
 @pytest.fixture
-def robot() -> Iterator[Peer]:
-    with peer() as one:
+def robot() -> Iterator[Companion]:
+    with Companion() as one:
         yield one
 
 
 class Publishers:
     """What the rest of the robot would publish."""
 
-    def __init__(self, robot: Peer) -> None:
+    def __init__(self, robot: Companion) -> None:
         self.robot = robot
         node = robot.node
         self.image = node.create_publisher(Image, "cameras/front/image_raw", SENSOR)
@@ -81,27 +85,27 @@ def custom_data(path: Path) -> dict[str, str]:
     return dict(information["custom_data"])
 
 
-def test_recorded_by_service_byte_for_byte(robot: Peer, tmp_path: Path) -> None:
+def test_recorded_by_service_byte_for_byte(robot: Companion, tmp_path: Path) -> None:
     parameters: dict[str, object] = {
         "directory": str(tmp_path / "bags"),
         "cameras": ["front"],
         "checkpoint": "a/checkpoint",
     }
-    with running("recorder_node", tmp_path / "log", parameters) as node:
+    with running(tmp_path / "log", parameters) as node:
         out = Publishers(robot)
-        robot.until(out.matched, "the recorder subscribes")
+        wait_until(out.matched, "the recorder subscribes")
         out.task.publish(String(data="pick up the red cube"))
         # As a bare `ros2 topic pub` does it: not latched. No stop may be missing from a recording.
         stops = robot.node.create_publisher(Bool, "e_stop", RELIABLE)
-        robot.until(stops.get_subscription_count, "the recorder hears plain e-stops")
+        wait_until(stops.get_subscription_count, "the recorder hears plain e-stops")
         assert "start one first" in robot.call(Trigger, "recorder/stop", Trigger.Request()).message
         started = robot.call(Trigger, "recorder/start", Trigger.Request())
         assert started.success, started.message
         before = out.count
-        robot.until(lambda: out.count >= before + 40, "forty ticks", meanwhile=out.tick)
+        wait_until(lambda: out.count >= before + 40, "forty ticks", meanwhile=out.tick)
         stops.publish(Bool(data=True))
         out.say_episode(7, "waiting")
-        robot.until(lambda: out.count >= before + 50, "ten more ticks", meanwhile=out.tick)
+        wait_until(lambda: out.count >= before + 50, "ten more ticks", meanwhile=out.tick)
         assert not robot.call(Trigger, "recorder/start", Trigger.Request()).success
         stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
         assert stopped.success, stopped.message
@@ -126,43 +130,43 @@ def test_recorded_by_service_byte_for_byte(robot: Peer, tmp_path: Path) -> None:
         robot.call(Trigger, "recorder/start", Trigger.Request())
         assert robot.call(Trigger, "recorder/discard", Trigger.Request()).success
         assert sorted(path.name for path in bag.parent.iterdir()) == ["episode_0001"]
-        assert node.end() == 0, node.output()
-        assert "episode_0001 is on disk" in node.output()
+        assert node.interrupt() == 0, node.output
+        assert "episode_0001 is on disk" in node.output
 
 
-def test_follows_episodes_and_survives_sigterm(robot: Peer, tmp_path: Path) -> None:
+def test_follows_episodes_and_survives_sigterm(robot: Companion, tmp_path: Path) -> None:
     parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
-    with running("recorder_node", tmp_path / "log", parameters) as node:
+    with running(tmp_path / "log", parameters) as node:
         out = Publishers(robot)
-        robot.until(out.matched, "the recorder subscribes")
+        wait_until(out.matched, "the recorder subscribes")
         metadata = [tmp_path / f"episode_{i:04d}" / "metadata.yaml" for i in (1, 2, 3)]
         for number, ending in ((1, "success"), (2, "failure")):
             out.say_episode(number, "running")
             begun = out.count
-            robot.until(lambda begun=begun: out.count >= begun + 10, "ten ticks", meanwhile=out.tick)
+            wait_until(lambda begun=begun: out.count >= begun + 10, "ten ticks", meanwhile=out.tick)
             out.say_episode(number, ending)
-            robot.until(metadata[number - 1].exists, f"bag {number} is finished")
+            wait_until(metadata[number - 1].exists, f"bag {number} is finished")
             assert custom_data(metadata[number - 1].parent)["outcome"] == ending
         out.say_episode(3, "running")
-        robot.until(metadata[2].parent.exists, "the third bag is open")
+        wait_until(metadata[2].parent.exists, "the third bag is open")
         mcap = metadata[2].parent / "episode_0003.mcap"
-        robot.until(lambda: mcap.stat().st_size > 5_000, "a chunk is on disk", meanwhile=out.tick)
-        assert node.end(signal.SIGTERM) == 0, node.output()
+        wait_until(lambda: mcap.stat().st_size > 5_000, "a chunk is on disk", meanwhile=out.tick)
+        assert node.interrupt(signal.SIGTERM) == 0, node.output
         assert custom_data(metadata[2].parent)["outcome"] == "interrupted"
         assert bag_of(metadata[2].parent)["/so101/joint_states"]
 
 
-def test_a_killed_recorder_leaves_a_bag_that_can_be_recovered(robot: Peer, tmp_path: Path) -> None:
+def test_a_killed_recorder_leaves_a_bag_that_can_be_recovered(robot: Companion, tmp_path: Path) -> None:
     parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
-    with running("recorder_node", tmp_path / "log", parameters) as node:
+    with running(tmp_path / "log", parameters) as node:
         out = Publishers(robot)
-        robot.until(out.matched, "the recorder subscribes")
+        wait_until(out.matched, "the recorder subscribes")
         robot.call(Trigger, "recorder/start", Trigger.Request())
         mcap = tmp_path / "episode_0001" / "episode_0001.mcap"
-        robot.until(lambda: mcap.stat().st_size > 20_000, "the first chunks are on disk", meanwhile=out.tick)
-        node.end(signal.SIGKILL)
+        wait_until(lambda: mcap.stat().st_size > 20_000, "the first chunks are on disk", meanwhile=out.tick)
+        node.interrupt(signal.SIGKILL)
     found = bag_of(recover(tmp_path / "episode_0001"))
     assert len(found["/so101/joint_states"]) > 10
     assert set(found["/so101/joint_states"]) <= set(out.states)
-    with running("recorder_node", tmp_path / "log2", parameters) as node:
-        robot.until(lambda: "was left unfinished" in node.output(), "the next recorder says so")
+    with running(tmp_path / "log2", parameters) as node:
+        wait_until(lambda: "was left unfinished" in node.output, "the next recorder says so")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from nav_msgs.msg import Path as PathMessage
+from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from safetensors.numpy import save_file
 from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
 from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
-from visual_process import Peer, peer, running
 from visualization_msgs.msg import Marker, MarkerArray
 
 from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
@@ -27,16 +27,20 @@ START = np.array([0.1, -0.6, 0.6, 1.0, 0.0, 0.6])
 ROWS = START + np.linspace(0.0, 1.0, 30)[:, None] * np.array([0.3, 0.4, 0.0, -0.1, 0.2, -0.6])
 
 
+def running(log: Path, parameters: dict[str, object]) -> NodeProcess:
+    return NodeProcess("molmoact2_ros.nodes.visualizer_node", ros_arguments(parameters), log)
+
+
 @pytest.fixture
-def robot() -> Iterator[Peer]:
-    with peer() as one:
+def robot() -> Iterator[Companion]:
+    with Companion() as one:
         yield one
 
 
 class Robot:
     """What the rest of the robot would publish, and what the visualizer answers."""
 
-    def __init__(self, robot: Peer) -> None:
+    def __init__(self, robot: Companion) -> None:
         self.robot, node = robot, robot.node
         self.joints = node.create_publisher(JointState, "joint_states", SENSOR)
         self.images = {c: node.create_publisher(Image, f"cameras/{c}/image_raw", SENSOR) for c in ("front", "wrist")}
@@ -94,12 +98,12 @@ def colourful(message: Image) -> int:
     return int((np.ptp(picture_of(message)[:-44].astype(int), axis=2) > 60).sum())
 
 
-def test_chunk_becomes_path_markers_and_overlays(robot: Peer, tmp_path: Path) -> None:
-    with running("visualizer_node", tmp_path / "log", {}) as node:
+def test_chunk_becomes_path_markers_and_overlays(robot: Companion, tmp_path: Path) -> None:
+    with running(tmp_path / "log", {}) as node:
         rest = Robot(robot)
         done = [rest.paths, rest.markers, *rest.overlays.values()]
-        robot.until(
-            lambda: all(done), f"path, markers and overlays arrive: {node.output()}", meanwhile=rest.tick_with_chunk
+        wait_until(
+            lambda: all(done), f"path, markers and overlays arrive: {node.output}", meanwhile=rest.tick_with_chunk
         )
         path = rest.paths[-1]
         assert path.header.frame_id == "base_link"
@@ -113,16 +117,16 @@ def test_chunk_becomes_path_markers_and_overlays(robot: Peer, tmp_path: Path) ->
         assert len(line.points) == len(line.colors) == 30
         assert balls.colors[0].g > balls.colors[-1].g, "the gripper closes over this chunk"
         for overlays in rest.overlays.values():
-            robot.until(
+            wait_until(
                 lambda o=overlays: colourful(o[-1]) > 50, "the path is in the overlay", meanwhile=rest.tick_with_chunk
             )
             assert picture_of(overlays[-1]).shape == (480, 640, 3)
         assert rest.overlays["front"][-1].header.frame_id == "front_optical_frame"
 
 
-def test_codes_of_any_grid_become_depth(robot: Peer, tmp_path: Path) -> None:
+def test_codes_of_any_grid_become_depth(robot: Companion, tmp_path: Path) -> None:
     save_file({"codebook": np.linspace(0.2, 1.0, 16 * 9, dtype=np.float32).reshape(16, 3, 3)}, tmp_path / CODEBOOK_FILE)
-    with running("visualizer_node", tmp_path / "log", {"checkpoint": str(tmp_path)}) as node:
+    with running(tmp_path / "log", {"checkpoint": str(tmp_path)}) as node:
         rest = Robot(robot)
         for side in (5, 10):
             codes = np.random.default_rng(side).integers(0, 16, (side, side))
@@ -138,7 +142,7 @@ def test_codes_of_any_grid_become_depth(robot: Peer, tmp_path: Path) -> None:
                 rest.tick()
                 rest.send_codes(codes)
 
-            robot.until(arrived, f"depth of {side} x {side} codes arrives: {node.output()}", meanwhile=send)
+            wait_until(arrived, f"depth of {side} x {side} codes arrives: {node.output}", meanwhile=send)
             message = rest.depth[-1]
             assert message.encoding == "32FC1"
             depth = np.frombuffer(message.data, np.float32).reshape(3 * side, 3 * side)
@@ -156,11 +160,11 @@ def test_codes_of_any_grid_become_depth(robot: Peer, tmp_path: Path) -> None:
         assert distances.min() > 0.19 and distances.max() < 1.3
 
 
-def test_garbage_is_reported_and_survived(robot: Peer, tmp_path: Path) -> None:
-    with running("visualizer_node", tmp_path / "log", {"checkpoint": str(tmp_path)}) as node:
+def test_garbage_is_reported_and_survived(robot: Companion, tmp_path: Path) -> None:
+    with running(tmp_path / "log", {"checkpoint": str(tmp_path)}) as node:
         rest = Robot(robot)
-        robot.until(lambda: "no depth decoder" in node.output(), "the missing decoder is named")
-        robot.until(lambda: rest.paths, "a good chunk is shown", meanwhile=rest.tick_with_chunk)
+        wait_until(lambda: "no depth decoder" in node.output, "the missing decoder is named")
+        wait_until(lambda: rest.paths, "a good chunk is shown", meanwhile=rest.tick_with_chunk)
         bad = ROWS.copy()
         bad[3, 2] = np.nan
         for rows, names in (
@@ -170,11 +174,11 @@ def test_garbage_is_reported_and_survived(robot: Peer, tmp_path: Path) -> None:
         ):
             shown = len(rest.paths)
             rest.send_chunk(rows, names)
-            robot.until(lambda: "action chunk not shown" in node.output(), "the refusal", meanwhile=rest.tick)
+            wait_until(lambda: "action chunk not shown" in node.output, "the refusal", meanwhile=rest.tick)
             rest.overlays["front"].clear()
-            robot.until(lambda: len(rest.overlays["front"]) > 1, "overlays go on", meanwhile=rest.tick)
+            wait_until(lambda: len(rest.overlays["front"]) > 1, "overlays go on", meanwhile=rest.tick)
             assert len(rest.paths) == shown
         rest.updated.publish(image_of(np.zeros((2, 3), np.uint8), "mono8", rest.header()))
-        robot.until(lambda: "updated cells not shown" in node.output(), "the refusal", meanwhile=rest.tick)
-        robot.until(lambda: len(rest.paths) > shown, "a good chunk is shown again", meanwhile=rest.tick_with_chunk)
-        assert node.end() == 0, node.output()
+        wait_until(lambda: "updated cells not shown" in node.output, "the refusal", meanwhile=rest.tick)
+        wait_until(lambda: len(rest.paths) > shown, "a good chunk is shown again", meanwhile=rest.tick_with_chunk)
+        assert node.interrupt() == 0, node.output
