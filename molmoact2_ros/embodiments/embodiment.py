@@ -84,6 +84,8 @@ class Embodiment(ABC):
         limits: see `JointLimits`.
         chains: for each arm its kinematic chain from the base to the tip, and the joints of ROS order that drive it.
             Tips come out in the robot's base frame.
+        base_link: the root link of the robot's URDF, the frame of tips, workspaces and markers.
+        wrist_links: for each arm the link that its last arm joint moves; a wrist camera is fixed to it.
         workspaces: for each arm where its tip may be.
         normalize_gripper: whether the checkpoints of this robot scale the gripper like the other joints.
     """
@@ -105,6 +107,8 @@ class Embodiment(ABC):
     rest_position: Array
     limits: JointLimits
     chains: tuple[tuple[Chain, tuple[int, ...]], ...]
+    base_link: str
+    wrist_links: tuple[str, ...]
     workspaces: tuple[Workspace, ...]
     normalize_gripper: bool
 
@@ -114,9 +118,10 @@ class Embodiment(ABC):
         return len(self.joint_names)
 
     def velocity_bounds(self, positions: Array) -> tuple[Array, Array]:
-        """Lowest (<= 0) and highest (>= 0) velocity (dof,) permitted at `positions` (dof,), rad/s (m/s for fingers)."""
-        self.checked(positions, "joint positions")
-        return -self.limits.velocity, self.limits.velocity.copy()
+        """Lowest (<= 0) and highest (>= 0) velocity (..., dof) permitted at `positions` (..., dof), rad/s (m/s for
+        fingers). The nearer a joint is to a position limit, the less it may be there, never the more."""
+        high = np.broadcast_to(self.limits.velocity, self.checked(positions, "joint positions").shape).copy()
+        return -high, high
 
     @abstractmethod
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:

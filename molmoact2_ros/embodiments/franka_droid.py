@@ -138,6 +138,7 @@ class FrankaDroid(Embodiment):
         self.arm, self.gripper = arm, gripper
         finger = f"{arm.joint_prefix}_{gripper.joint}" if gripper.prefixed else gripper.joint
         self.joint_names = (*(f"{arm.joint_prefix}_joint{i}" for i in range(1, ARM_JOINTS + 1)), finger)
+        self.base_link, self.wrist_links = f"{arm.joint_prefix}_link0", (f"{arm.joint_prefix}_link7",)
         self.chains = ((arm_chain(arm.joint_prefix), tuple(range(ARM_JOINTS))),)
         self.limits = JointLimits(
             lower=np.append(arm.lower, 0.0),
@@ -158,10 +159,10 @@ class FrankaDroid(Embodiment):
         low, high = super().velocity_bounds(positions)
         if self.arm.offset is None or self.arm.deceleration is None:
             return low, high
-        q = positions[:ARM_JOINTS]
+        q = positions[..., :ARM_JOINTS]
         for bound, distance, sign in ((high, self.arm.upper - q, 1.0), (low, q - self.arm.lower, -1.0)):
             reach = np.sqrt(2.0 * self.arm.deceleration * np.maximum(distance, 0.0)) - self.arm.offset
-            bound[:ARM_JOINTS] = sign * np.minimum(self.arm.velocity, np.maximum(0.0, reach))
+            bound[..., :ARM_JOINTS] = sign * np.minimum(self.arm.velocity, np.maximum(0.0, reach))
         return low, high
 
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:

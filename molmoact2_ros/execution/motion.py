@@ -21,7 +21,10 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Motion:
-    """Position, velocity and acceleration of every joint; each (dof,), rad, rad/s, rad/s^2."""
+    """Position, velocity and acceleration of every joint; each (dof,), rad, rad/s, rad/s^2.
+
+    A series of states, one a tick, has the shape (n, dof).
+    """
 
     position: Array
     velocity: Array
@@ -41,7 +44,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Stop:
-    """Time-optimal stop, each joint on its own: three phases of constant jerk; durations and jerks are (3, dof)."""
+    """Time-optimal stop, each joint on its own: three phases of constant jerk; durations and jerks are (3, ..., dof)."""
 
     start: Motion
     durations: Array
@@ -67,10 +70,10 @@ class Stop:
         """Time until the last joint rests, s."""
         return float(self.durations.sum(axis=0).max())
 
-    def at(self, elapsed_s: float) -> Motion:
-        """State after `elapsed_s`; exact zeros once a joint has stopped."""
+    def at(self, elapsed_s: float | Array) -> Motion:
+        """State after `elapsed_s`, a number or an array that broadcasts with (dof,); exact zeros at rest."""
         p, v, a = self.start.position, self.start.velocity, self.start.acceleration
-        left = np.full_like(p, elapsed_s)
+        left = elapsed_s + np.zeros_like(p)
         for duration, jerk in zip(self.durations, self.jerks, strict=True):
             t = np.minimum(left, duration)
             p = p + t * (v + t * (a / 2.0 + t * jerk / 6.0))
@@ -95,7 +98,10 @@ class Stop:
 
 
 def within_limits(motion: Motion, limits: JointLimits) -> NDArray[np.bool_]:
-    """Tell for each joint whether its state, and the stop from it, stay inside every limit; (dof,)."""
+    """Tell for each joint whether its state, and the stop from it, stay inside every constant limit; (..., dof).
+
+    For velocity limits that depend on the position see `safe_set`.
+    """
     v, a = motion.velocity, motion.acceleration
     low, high = Stop.of(motion, limits.acceleration, limits.jerk).extent()
     return np.asarray(
