@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
+from molmoact2_ros.policy.options import FastOptions as FastOptions
 from molmoact2_ros.policy.reference import (
     Answer,
     DepthCache,
@@ -26,40 +27,13 @@ from molmoact2_ros.policy.reference import (
     load_processor,
 )
 from molmoact2_ros.policy.stages.change import SeenCells, changed_cells, predicted, see_again
-from molmoact2_ros.policy.stages.decoder import KeyValueStore, TextDecoder, causal_mask
-from molmoact2_ros.policy.stages.flow import FlowStage
+from molmoact2_ros.policy.stages.decoder import KeyValueStore, causal_mask
 from molmoact2_ros.policy.stages.preprocess import Preprocess, Template
 from molmoact2_ros.policy.stages.speculation import Acceptance, DepthVocabulary, Script, Speculation
-from molmoact2_ros.policy.stages.vision import VisionStage
+from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
 
 CPU_ROW_COST = 0.06
 """One more row of a verified block on a CPU, as a share of a forward of one row; from the prototypes' timings."""
-
-
-@dataclass(frozen=True)
-class FastOptions:
-    """How depth is predicted.
-
-    Attributes:
-        depth_mode: "adaptive" replays unchanged cells as the reference does by default; "full" decodes every cell.
-        drift_safe: compare each cell with the picture of its own last prediction, not with the last picture: slow drift
-            is then noticed. Differs from the reference.
-        refresh_every: predict every cell anew at least once in so many calls; 0 never. Differs from the reference.
-        redraft: what is drafted after an error: "auto", "prev" or "jacobi". The codes are the same.
-        row_cost: see `Speculation`; None: 0 on a GPU, `CPU_ROW_COST` on a CPU. The codes are the same.
-    """
-
-    depth_mode: str = "adaptive"
-    drift_safe: bool = False
-    refresh_every: int = 0
-    redraft: str = "auto"
-    row_cost: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.depth_mode not in ("adaptive", "full"):
-            raise ValueError(f"unknown depth_mode {self.depth_mode!r}; use adaptive or full")
-        if self.redraft not in ("auto", "prev", "jacobi"):
-            raise ValueError(f"unknown redraft {self.redraft!r}; use auto, prev or jacobi")
 
 
 @dataclass
@@ -79,6 +53,8 @@ class _Prefix:
 class FastModel:
     """Answers like `ReferenceModel`, by stages.
 
+    `open_stages` makes the stages of the loaded model: a backend is another one of these, all else is the same.
+
     Invariant: rejected tokens are out of the store before the flow reads it; a failed call leaves no trace but time.
 
     `sequence` holds the tokens of the last depth sequence, `corrections` how many drafts in it were wrong, `draft` the
@@ -92,6 +68,7 @@ class FastModel:
         dtype: torch.dtype,
         log: Callable[[str], None],
         options: FastOptions | None = None,
+        open_stages: OpenStages = torch_stages,
     ) -> None:
         self.options = options or FastOptions()
         self.checkpoint = checkpoint
@@ -113,9 +90,8 @@ class FastModel:
         self._rows = int(self._stats.get_n_action_steps(tag) or self._horizon)
         self._depth = checkpoint.depth_side is not None
         self._preprocess = Preprocess(processor, config, checkpoint.metadata, self._depth, device, log)
-        self._vision = VisionStage(self.model.model.vision_backbone)
-        self._decoder = TextDecoder(self.model.model.transformer)
-        self._flow = FlowStage(self.model.model, self._dof)
+        self.stages = open_stages(self.model.model, self._dof)
+        self._vision, self._decoder, self._flow = self.stages.vision, self.stages.decoder, self.stages.flow
         self._row_cost = self.options.row_cost
         if self._row_cost is None:
             self._row_cost = 0.0 if device.type == "cuda" else CPU_ROW_COST

@@ -1,0 +1,41 @@
+"""What a user can choose about a prediction. No torch here, so that whoever chooses need not load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ACTION_MODES = ("continuous", "discrete")
+DEPTH_MODES = ("adaptive", "full")
+REDRAFTS = ("auto", "prev", "jacobi")
+
+
+@dataclass(frozen=True)
+class FastOptions:
+    """How a call is computed. What differs from the reference's answers says so.
+
+    Attributes:
+        action_mode: "continuous" (flow), or "discrete" (action tokens) where the checkpoint has them.
+        action_tokenizer: directory or Hugging Face id of the FAST tokenizer; empty: the checkpoint's own
+            (`action_tokenizer/` in it), else the released one.
+        depth_mode: "adaptive" replays unchanged cells as the reference does by default; "full" decodes every cell.
+        drift_safe: compare each cell with the picture of its own last prediction, not with the last picture: slow drift
+            is then noticed. Differs from the reference.
+        refresh_every: predict every cell anew at least once in so many calls; 0 never. Differs from the reference.
+        redraft: what is drafted after an error: "auto", "prev" or "jacobi". The codes are the same.
+        row_cost: see `Speculation`; None: 0 on a GPU, `CPU_ROW_COST` on a CPU. The codes are the same.
+    """
+
+    action_mode: str = "continuous"
+    action_tokenizer: str = ""
+    depth_mode: str = "adaptive"
+    drift_safe: bool = False
+    refresh_every: int = 0
+    redraft: str = "auto"
+    row_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("action_mode", ACTION_MODES), ("depth_mode", DEPTH_MODES), ("redraft", REDRAFTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
+        if self.refresh_every < 0:
+            raise ValueError(f"refresh_every must be 0 (never) or a number of calls, got {self.refresh_every}")
