@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.share import PACKAGE, share_path
 
-PACKAGE = "molmoact2_ros"
 POLICIES = ("molmoact2", "expert")
 
 Value = bool | int | float | str | list[str]
@@ -165,25 +164,6 @@ def _check(options: Options) -> None:
 def default_checkpoint(robot: str) -> Path:
     """Directory of the checkpoint of the simulated cell that ships with this package."""
     return Path(__file__).parent / "data" / f"{robot}_cell"
-
-
-def share_path(relative: str) -> Path:
-    """Return a file of the package's share directory, such as `config/so101.yaml`.
-
-    The source tree comes first (nothing needs to be installed to work on it), then every prefix of AMENT_PREFIX_PATH,
-    then this Python's own prefix.
-
-    Raises:
-        FileNotFoundError: none of them has it; the message lists the places.
-    """
-    prefixes = [*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)), sys.prefix]
-    source = Path(__file__).parent.parent
-    places = [source / relative] if (source / "package.xml").is_file() else []
-    places += [Path(prefix) / "share" / PACKAGE / relative for prefix in prefixes]
-    for place in places:
-        if place.exists():
-            return place
-    raise FileNotFoundError(f"{relative} of {PACKAGE} is in none of {', '.join(map(str, places))}; is it installed?")
 
 
 def fastdds_profile() -> Path:

@@ -79,6 +79,8 @@ class So101(Embodiment):
         jerk=np.array([200.0, 200.0, 200.0, 300.0, 300.0, 800.0]),
     )
     chains = ((ARM_CHAIN, (0, 1, 2, 3, 4)),)
+    base_link = "base_link"
+    wrist_links = ("gripper_link",)
     # The whole reach of the arm; the floor is a little below the plane that the base stands on, since tips are soft.
     workspaces = (Workspace(np.array([-0.50, -0.50, -0.03]), np.array([0.55, 0.50, 0.60])),)
     normalize_gripper = True

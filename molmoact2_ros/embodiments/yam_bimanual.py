@@ -106,6 +106,8 @@ class YamBimanual(Embodiment):
         (arm_chain("left"), (0, 1, 2, 3, 4, 5)),
         (arm_chain("right"), (7, 8, 9, 10, 11, 12)),
     )
+    base_link = "left_base_link"
+    wrist_links = ("left_link6", "right_link6")
     # Each arm's reach around its base. The two boxes overlap: the arms work on one table and may hand things over.
     workspaces = (
         Workspace(np.array([-0.30, -0.75, -0.02]), np.array([0.80, 0.70, 0.85])),

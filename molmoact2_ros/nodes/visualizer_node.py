@@ -226,7 +226,7 @@ class VisualizerNode(MolmoNode):
 
     def _pose_of(self, calibration: Calibration, stamp_ns: int) -> Array | None:
         """Pose of a camera when a picture was taken, or None while the joints are unknown."""
-        if not self._joints and calibration.mount != "base_link":
+        if not self._joints and calibration.mount != self._robot.base_link:
             return None
         joints = min(self._joints, key=lambda sample: abs(sample[0] - stamp_ns))[1] if self._joints else None
         return camera_pose(self._robot, calibration, joints)

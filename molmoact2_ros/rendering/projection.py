@@ -80,18 +80,22 @@ def tip_paths(embodiment: Embodiment, chunk: Array) -> tuple[TipPath, ...]:
 def camera_pose(embodiment: Embodiment, calibration: Calibration, joints: Array | None) -> Array:
     """Pose (4, 4) of the optical frame in the base frame.
 
-    `joints` (dof,) in rad are needed for a camera on the gripper link (the last link of the first arm) only.
+    `joints` (dof,) in ROS order are needed for a camera on a wrist link only.
 
     Raises:
         ValueError: the mount is unknown, or the camera moves and no joints were given.
     """
-    if calibration.mount == "base_link":
+    mounts = embodiment.wrist_links
+    if calibration.mount == embodiment.base_link:
         return calibration.pose
-    if calibration.mount != "gripper_link":
-        raise ValueError(f"a camera is mounted on base_link or gripper_link, got {calibration.mount!r}")
+    if calibration.mount not in mounts:
+        raise ValueError(
+            f"a camera of {embodiment.name} is mounted on {embodiment.base_link} or {' or '.join(mounts)}, "
+            f"got {calibration.mount!r}"
+        )
     if joints is None:
-        raise ValueError("a camera on gripper_link moves with the arm: its pose needs the joint positions")
-    chain, indices = embodiment.chains[0]
+        raise ValueError(f"a camera on {calibration.mount} moves with the arm: its pose needs the joint positions")
+    chain, indices = embodiment.chains[mounts.index(calibration.mount)]
     link: Array = chain.frames(embodiment.checked(joints, "joint positions")[list(indices)])[-2]
     return link @ calibration.pose
 
@@ -139,8 +143,8 @@ class MeasuredCalibration:
 def load_calibrations(path: str | Path) -> dict[str, Calibration]:
     """Read where the cameras of a real cell are, from YAML.
 
-    For each camera's name: `width`, `height`, `k` (9 values, row by row), `mount` (base_link or gripper_link), and the
-    optical frame in the mount as `xyz` (m) and `wxyz` (quaternion).
+    For each camera's name: `width`, `height`, `k` (9 values, row by row), `mount` (the robot's base link or a wrist
+    link), and the optical frame in the mount as `xyz` (m) and `wxyz` (quaternion).
 
     Raises:
         ValueError: a camera lacks a value or has too many or too few of it.
