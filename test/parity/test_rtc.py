@@ -68,11 +68,11 @@ def their_flow(
     stage: FlowStage, noise: torch.Tensor, context: Any, rtc: RTCProcessor, leftover: torch.Tensor, delay: int, end: int
 ) -> torch.Tensor:
     """lerobot's loop around its processor: its time runs from one to zero, and its velocity is negated."""
-    rope, x = stage._rope(noise), stage._masked(noise)
+    rope, x = stage.rope(noise), stage._masked(noise)
     for step in range(stage.steps):
 
         def velocity(x: torch.Tensor, step: int = step) -> torch.Tensor:
-            return -stage._masked(stage._velocity(x, step, context, rope))
+            return -stage._masked(stage.step(x, step, context, rope))
 
         v = rtc.denoise_step(x, leftover, delay, 1.0 - step / stage.steps, velocity, end)
         x = stage._masked(x - (1.0 / stage.steps) * v)

@@ -5,6 +5,7 @@ Prefill, verification of a drafted block and one decoded token are the same call
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ class KeyValueStore:
     def states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that count, (layers, length, width) each, as views."""
         return self.keys[:, : self.length], self.values[:, : self.length]
+
+
+Extend = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Takes a layer's index and the new rows' keys and values (n, kv width); returns all that the layer reads."""
 
 
 class TextDecoder(nn.Module):
@@ -91,7 +96,39 @@ class TextDecoder(nn.Module):
         start, end = store.length, store.length + x.shape[0]
         if end > store.capacity:
             raise RuntimeError(f"a sequence of {end} tokens does not fit; the model has room for {store.capacity}")
-        cos, sin = self.cos[start:end], self.sin[start:end]
+
+        def extend(index: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            store.keys[index, start:end], store.values[index, start:end] = k, v
+            return store.keys[index, :end], store.values[index, :end]
+
+        last = None
+        if outputs < x.shape[0]:
+            first = x.shape[0] - outputs
+
+            def last(rows: torch.Tensor) -> torch.Tensor:
+                return rows[first:]
+
+        hidden = self.layers(x, self.cos[start:end], self.sin[start:end], mask, extend, last)
+        store.length = end
+        return hidden
+
+    def layers(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        mask: torch.Tensor | None,
+        extend: Extend,
+        wanted: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Every layer over the rows `x` (n, width): the one definition that every backend runs.
+
+        Args:
+            cos, sin: (n, 1, head size) of the rows' positions.
+            mask: (n, m) added to the scores of the m keys that `extend` returns; None where every row sees all.
+            extend: takes the rows' keys and values (n, kv width) of a layer and returns all that the layer reads.
+            wanted: picks the rows whose outputs are asked for, from a tensor with a row each; None: all.
+        """
         groups = self.heads // self.kv_heads
         tiled = None if mask is None else mask.repeat(groups, 1)
         for index, block in enumerate(self.blocks):
@@ -103,15 +140,13 @@ class TextDecoder(nn.Module):
             q, k = q.view(-1, self.heads, self.head), k.view(-1, self.kv_heads, self.head)
             if attention.q_norm is not None and attention.qk_norm_type == "qwen3":
                 q, k = normed(q, attention.q_norm), normed(k, attention.k_norm)
-            store.keys[index, start:end] = turned(k, cos, sin).reshape(end - start, -1)
-            store.values[index, start:end] = v
-            if index == len(self.blocks) - 1 and outputs < x.shape[0]:
-                x, q, cos, sin = x[x.shape[0] - outputs :], q[q.shape[0] - outputs :], cos[-outputs:], sin[-outputs:]
-                if not outputs:
+            keys, values = extend(index, turned(k, cos, sin).flatten(1), v)
+            if index == len(self.blocks) - 1 and wanted is not None:
+                x, q, cos, sin = wanted(x), wanted(q), wanted(cos), wanted(sin)
+                if x.shape[0] == 0:
                     break
-                tiled = None if mask is None else mask[-outputs:].repeat(groups, 1)
-            x = self._layer(block, x, turned(q, cos, sin), store, index, end, tiled)
-        store.length = end
+                tiled = None if mask is None else wanted(mask).repeat(groups, 1)
+            x = self._layer(block, x, turned(q, cos, sin), keys, values, tiled)
         return normed(x, self.ln_f)
 
     def _layer(
@@ -119,18 +154,17 @@ class TextDecoder(nn.Module):
         block: Any,
         x: torch.Tensor,
         q: torch.Tensor,
-        store: KeyValueStore,
-        index: int,
-        end: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         tiled: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention and MLP of one layer. The heads that share keys are laid after each other as more queries."""
-        rows = q.shape[0]
+        rows, width = q.shape[0], self.heads * self.head
         folded = q.view(rows, self.kv_heads, -1, self.head).permute(1, 2, 0, 3).reshape(1, self.kv_heads, -1, self.head)
-        keys = store.keys[index, :end].view(1, end, self.kv_heads, self.head).transpose(1, 2)
-        values = store.values[index, :end].view(1, end, self.kv_heads, self.head).transpose(1, 2)
+        keys, values = (x.view(1, -1, self.kv_heads, self.head).transpose(1, 2) for x in (keys, values))
         mixed = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=tiled, scale=self.scale)
-        mixed = mixed.view(self.kv_heads, -1, rows, self.head).permute(2, 0, 1, 3).reshape(rows, -1)
+        groups = self.heads // self.kv_heads
+        mixed = mixed.view(self.kv_heads, groups, -1, self.head).permute(2, 0, 1, 3).reshape(-1, width)
         mixed = block.self_attn.attn_out(mixed)
         x = x + (normed(mixed, block.attn_norm) if self.norm_after else mixed)
         up, gate = block.mlp.ff_proj(x if self.norm_after else normed(x, block.ff_norm)).chunk(2, dim=-1)

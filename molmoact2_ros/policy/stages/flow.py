@@ -49,6 +49,18 @@ class FlowStage(nn.Module):
         Args:
             ids: (n,) every token behind `keys` and `values` (layers, n, text kv width): prompt and depth sequence.
         """
+        return self.project(*self._conditioned(ids, keys, values))
+
+    def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (layers, n, text kv width) as the expert's heads read them, (layers, heads, n, head size)."""
+        k, v = (self._projected(x, proj) for x, proj in ((keys, "context_k_proj"), (values, "context_v_proj")))
+        k_norm = self.expert.blocks[0].cross_attn.k_norm
+        return (k if k_norm is None else normed(k, k_norm)), v
+
+    def _conditioned(
+        self, ids: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (layers, m, width) of the tokens that the expert sees, depth tokens scaled by their gate."""
         model, row = self.model, ids[None]
         valid = model._get_encoder_attention_mask(row, None)
         if model.action_expert_depth_gate is not None:
@@ -61,18 +73,14 @@ class FlowStage(nn.Module):
         if not bool(valid.all()):
             # A masked token has weight zero: leaving it out is the same and needs no mask.
             keys, values = keys[:, valid[0]], values[:, valid[0]]
-        k, v = (self._projected(x, proj) for x, proj in ((keys, "context_k_proj"), (values, "context_v_proj")))
-        k_norm = self.expert.blocks[0].cross_attn.k_norm
-        return (k if k_norm is None else normed(k, k_norm)), v
+        return keys, values
 
     def forward(
         self, noise: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor], guidance: Guidance | None = None
     ) -> torch.Tensor:
         """Integrate `noise` (1, horizon, width) from time 0 to 1 and return the normalised actions, same shape."""
-        rope = self._rope(noise)
-        return integrate(
-            noise, lambda x, step: self._velocity(x, step, context, rope), self.steps, self._masked, guidance
-        )
+        rope = self.rope(noise)
+        return integrate(noise, lambda x, step: self.step(x, step, context, rope), self.steps, self._masked, guidance)
 
     def _prepare_modulations(self) -> None:
         weight = self.expert.action_embed.weight
@@ -80,8 +88,10 @@ class FlowStage(nn.Module):
             torch.full((1,), step / self.steps, device=weight.device, dtype=torch.float32) for step in range(self.steps)
         ]
         prepared = self.expert.prepare_modulation_cache(times)
-        self._modulations = [[_ready(block) for block in step.block_modulations] for step in prepared]
-        self._final = [(step.final_modulation[0], 1 + step.final_modulation[1]) for step in prepared]
+        blocks = [torch.stack([_ready(block) for block in step.block_modulations]) for step in prepared]
+        final = [torch.stack((step.final_modulation[0], 1 + step.final_modulation[1])) for step in prepared]
+        self.register_buffer("modulations", torch.stack(blocks), persistent=False)
+        self.register_buffer("finals", torch.stack(final), persistent=False)
 
     def _projected(self, x: torch.Tensor, projection: str) -> torch.Tensor:
         flat = getattr(self.expert, projection)(x)
@@ -89,7 +99,8 @@ class FlowStage(nn.Module):
             flat = normed(flat, self.expert.context_norm)
         return flat.view(*flat.shape[:2], self.heads, self.head).transpose(1, 2)
 
-    def _rope(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def rope(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosine and signed sine of the positions in `x` (1, horizon, width); None where the expert has none."""
         rope = self.expert.blocks[0].self_attn.rope
         if rope is None:
             return None
@@ -103,24 +114,44 @@ class FlowStage(nn.Module):
         x[..., self.kept :] = 0
         return x
 
-    def _velocity(
+    def step(
         self,
         actions: torch.Tensor,
         step: int,
         context: tuple[torch.Tensor, torch.Tensor],
         rope: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
+        """The velocity (1, horizon, width) of `actions` at Euler step `step`; what a backend replaces."""
+        return self.velocity(actions, self.modulations[step], self.finals[step], *context, rope, None)
+
+    def velocity(
+        self,
+        actions: torch.Tensor,
+        modulation: torch.Tensor,
+        final: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor] | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """One pass of the expert: the one definition that every backend runs.
+
+        Args:
+            actions: (1, horizon, width). modulation: (blocks, 9, 1, expert width). final: (2, 1, expert width).
+            keys, values: (blocks, heads, n, head size), from `project`.
+            rope: from `rope`; None where the expert has no positions.
+            mask: (1, n) added to the scores of the context's tokens, None where all are seen.
+        """
         x = self.expert.action_embed(actions)
         for index, block in enumerate(self.expert.blocks):
-            mod = self._modulations[step][index]
+            mod = modulation[index]
             attended = self._self_attention(block.self_attn, _shifted(x, block.self_norm, mod[0], mod[1]), rope)
             x = torch.addcmul(x, mod[2], attended)
-            k, v = context[0][index][None], context[1][index][None]
-            attended = self._cross_attention(block.cross_attn, _shifted(x, block.cross_norm, mod[3], mod[4]), k, v)
-            x = torch.addcmul(x, mod[5], attended)
+            k, v = keys[index][None], values[index][None]
+            shifted = _shifted(x, block.cross_norm, mod[3], mod[4])
+            x = torch.addcmul(x, mod[5], self._cross_attention(block.cross_attn, shifted, k, v, mask))
             x = torch.addcmul(x, mod[8], block.mlp(_shifted(x, block.ff_norm, mod[6], mod[7])))
-        shift, scale = self._final[step]
-        return self.expert.final_layer.linear(_shifted(x, self.expert.final_layer.norm, shift, scale))
+        return self.expert.final_layer.linear(_shifted(x, self.expert.final_layer.norm, final[0], final[1]))
 
     def _self_attention(
         self, attention: Any, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
@@ -136,17 +167,19 @@ class FlowStage(nn.Module):
         mixed = functional.scaled_dot_product_attention(both[:1], both[1:], qkv[2:])
         return attention.out_proj(mixed.transpose(1, 2).reshape(x.shape))
 
-    def _cross_attention(self, attention: Any, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _cross_attention(
+        self, attention: Any, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         q = attention.q_proj(x).view(1, -1, self.heads, self.head).transpose(1, 2)
         if attention.q_norm is not None:
             q = normed(q, attention.q_norm)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return attention.out_proj(mixed.transpose(1, 2).reshape(x.shape))
 
 
-def _ready(modulation: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Shift, one plus scale, and gate of self-attention, cross-attention and MLP."""
-    return tuple(1 + part if index % 3 == 1 else part for index, part in enumerate(modulation))
+def _ready(modulation: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Shift, one plus scale, and gate of self-attention, cross-attention and MLP, (9, 1, width)."""
+    return torch.stack([1 + part if index % 3 == 1 else part for index, part in enumerate(modulation)])
 
 
 def _shifted(x: torch.Tensor, norm: Any, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
