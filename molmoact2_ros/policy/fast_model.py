@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
+from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer, require_discrete
 from molmoact2_ros.policy.options import FastOptions as FastOptions
 from molmoact2_ros.policy.reference import (
     Answer,
@@ -26,8 +27,10 @@ from molmoact2_ros.policy.reference import (
     load_model,
     load_processor,
 )
+from molmoact2_ros.policy.rtc import Prefix
 from molmoact2_ros.policy.stages.change import SeenCells, changed_cells, predicted, see_again
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, causal_mask
+from molmoact2_ros.policy.stages.guidance import Guidance
 from molmoact2_ros.policy.stages.preprocess import Preprocess, Template
 from molmoact2_ros.policy.stages.speculation import Acceptance, DepthVocabulary, Script, Speculation
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
@@ -79,19 +82,28 @@ class FastModel:
         processor = load_processor(checkpoint.directory)
         config = self.model.config
         check_tokenizer(checkpoint, processor.tokenizer, config)
-        if config.action_mode not in ("continuous", "both"):
+        discrete = self.options.action_mode == "discrete"
+        if not discrete and config.action_mode not in ("continuous", "both"):
             raise CheckpointError(
-                f"backend torch: action_mode is {config.action_mode!r}; use a checkpoint with continuous actions"
+                f"backend torch: action_mode is {config.action_mode!r}; use a checkpoint with continuous actions or "
+                "action_mode discrete"
             )
         self._stats = self.model._get_robot_stats()
         tag = checkpoint.norm_tag
         self._dof = int(self._stats.get_action_dim(tag) or config.max_action_dim)
         self._horizon = int(self._stats.get_action_horizon(tag) or self.model.model._resolve_action_horizon())
+        self._first_row = int(config.n_obs_steps) - 1
         self._rows = int(self._stats.get_n_action_steps(tag) or self._horizon)
         self._depth = checkpoint.depth_side is not None
         self._preprocess = Preprocess(processor, config, checkpoint.metadata, self._depth, device, log)
         self.stages = open_stages(self.model.model, self._dof)
         self._vision, self._decoder, self._flow = self.stages.vision, self.stages.decoder, self.stages.flow
+        self._discrete: DiscreteActions | None = None
+        if discrete:
+            require_discrete(config)
+            tokenizer = open_action_tokenizer(checkpoint.directory, self.options.action_tokenizer)
+            head = self.model.lm_head.weight
+            self._discrete = DiscreteActions(config, head, tokenizer, self._horizon, self._dof)
         self._row_cost = self.options.row_cost
         if self._row_cost is None:
             self._row_cost = 0.0 if device.type == "cuda" else CPU_ROW_COST
@@ -114,11 +126,13 @@ class FastModel:
         *,
         depth_cache: DepthCache | None,
         generator: torch.Generator,
+        bound: Prefix | None = None,
     ) -> Answer:
-        """One call; see `ReferenceModel.predict`. `task` as `normalized_task` gives it.
+        """One call; see `ReferenceModel.predict`. `task` as `normalized_task` gives it; `bound` guides the flow.
 
         Raises:
-            RuntimeError: the model gave no depth sequence that ends, or one with another number of codes.
+            UnendedSequenceError: the model ended its depth or action tokens too late.
+            RuntimeError: the model gave another number of codes, or action tokens that make no chunk.
         """
         clock = self.clock
         clock.reset()
@@ -132,9 +146,12 @@ class FastModel:
                 features, same = self._vision.see(images, template.pooling, self._timed_patches)
             prefix = self._open_prefix(template, same)
             try:
-                tokens = self._decode(prefix, template, ids, features, depth_cache, updated)
+                tokens, hidden = self._decode(prefix, template, ids, features, depth_cache, updated)
                 with clock.stage("flow"):
-                    actions = self._actions(torch.cat((ids, tokens)), prefix.store, generator)
+                    if self._discrete is None:
+                        actions = self._actions(torch.cat((ids, tokens)), prefix.store, generator, bound)
+                    else:
+                        actions = self._written(self._discrete, prefix, tokens, hidden)
             except Exception:
                 prefix.usable = False
                 raise
@@ -172,6 +189,8 @@ class FastModel:
             steps = max(8, self._max_horizon()) + side * side + 1
             if self.options.depth_mode == "full":
                 steps = self._full_steps()
+            if self._discrete is not None:
+                steps += self._discrete.limit
             if prefix is None or prefix.store.capacity < template.ids.shape[0] + steps:
                 store = self._decoder.new_store(template.ids.shape[0] + steps)
             else:
@@ -193,8 +212,9 @@ class FastModel:
         features: list[torch.Tensor],
         cache: DepthCache | None,
         updated: NDArray[np.bool_] | None,
-    ) -> torch.Tensor:
-        """Prefill and depth; returns the depth sequence's tokens (m,), empty without depth reasoning."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prefill and depth: the depth sequence's tokens (m,), none without depth reasoning, and the hidden state
+        (1, width) of the last token, none where the flow does not ask for it."""
         clock, store = self.clock, prefix.store
         with clock.stage("prompt"):
             x = prefix.table.clone()
@@ -203,8 +223,9 @@ class FastModel:
             x = x[store.length :]
         if updated is None:
             with clock.stage("first"):
-                self._append(prefix, x, 0)
-            return ids[:0]
+                hidden = self._append(prefix, x, 0 if self._discrete is None else 1)
+            self.sequence = []
+            return ids[:0], hidden
         prompt, waiting = ids.shape[0], [x]
 
         def forward(block: list[int]) -> torch.Tensor:
@@ -223,7 +244,7 @@ class FastModel:
                 self._vocabulary(), self._script(cache, updated), self.draft, self._acceptance, self._row_cost
             ).run(forward, rollback)
         self.corrections, self.sequence = sequence.corrections, sequence.tokens
-        return torch.tensor(sequence.tokens, device=ids.device, dtype=ids.dtype)
+        return torch.tensor(sequence.tokens, device=ids.device, dtype=ids.dtype), sequence.hidden
 
     def _append(self, prefix: _Prefix, rows: torch.Tensor, outputs: int) -> torch.Tensor:
         """One pass through the language model: `rows` into the store, hidden states of the last `outputs` out."""
@@ -232,12 +253,32 @@ class FastModel:
         mask = None if rows.shape[0] == 1 else prefix.mask[start:end, :end]
         return self._decoder(rows, prefix.store, mask, outputs)
 
-    def _actions(self, ids: torch.Tensor, store: KeyValueStore, generator: torch.Generator) -> NDArray[np.float32]:
-        config = self.model.config
+    def _actions(
+        self, ids: torch.Tensor, store: KeyValueStore, generator: torch.Generator, bound: Prefix | None
+    ) -> NDArray[np.float32]:
+        """The chunk (rows, dof) in the checkpoint's units, by the flow."""
         noise = self._flow.noise(self._horizon, generator)
-        flowed = self._flow(noise, self._flow.context(ids, *store.states()))
-        first = int(config.n_obs_steps) - 1
-        chosen = flowed[..., : self._dof][:, first : first + self._rows]
+        guidance = None
+        if bound is not None:
+            rows = self._stats.action_normalizers[self.checkpoint.norm_tag].normalize(bound.actions)
+            guidance = Guidance.of_rows(rows, bound.weights, bound.max_weight, self._first_row, noise)
+        return self._unscaled(self._flow(noise, self._flow.context(ids, *store.states()), guidance))
+
+    def _written(
+        self, discrete: DiscreteActions, prefix: _Prefix, depth: torch.Tensor, hidden: torch.Tensor
+    ) -> NDArray[np.float32]:
+        """The chunk (rows, dof) in the checkpoint's units, from action tokens behind the depth sequence."""
+
+        def forward(block: list[int]) -> torch.Tensor:
+            rows = self._decoder.embed(torch.tensor(block, device=hidden.device))
+            return self._append(prefix, rows, len(block))
+
+        self.sequence = depth.tolist() + discrete.sequence(hidden, forward)
+        return self._unscaled(torch.from_numpy(discrete.chunk(self.sequence))[None])
+
+    def _unscaled(self, chunk: torch.Tensor) -> NDArray[np.float32]:
+        """What the robot gets of a chunk (1, horizon, width) in -1 .. 1: (rows, dof) in the checkpoint's units."""
+        chosen = chunk[..., : self._dof][:, self._first_row : self._first_row + self._rows]
         scaled = self._stats.unnormalize_action(chosen, self.checkpoint.norm_tag)
         actions: NDArray[np.float32] = torch.as_tensor(scaled, dtype=torch.float32)[0].cpu().numpy()
         return actions

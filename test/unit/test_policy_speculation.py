@@ -97,6 +97,7 @@ def test_drafts_never_change_the_sequence(full: bool, redraft: str, row_cost: fl
         found = speculation.run(language.forward, language.rollback)
         assert found.tokens == expected
         assert language.consumed == expected, "the flow reads exactly the sequence"
+        assert torch.equal(found.hidden[0], language.logits(expected)), "what follows goes on from the sequence's end"
         ended += 1
         if row_cost == 0.0 and draft is not None:
             # The tokens that follow the drafted <depth_end> come one by one.

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def guidance_weight(time: float, limit: float) -> float:
@@ -36,6 +38,18 @@ class Guidance:
     prefix: torch.Tensor
     weights: torch.Tensor
     max_weight: float
+
+    @classmethod
+    def of_rows(
+        cls, rows: NDArray[np.float32], weights: NDArray[np.float32], max_weight: float, first: int, like: torch.Tensor
+    ) -> Guidance:
+        """Guidance of the shape of `like` (1, horizon, width) towards `rows` (n, dof), whose row 0 is the flow's row
+        `first`, with `weights` (n,)."""
+        prefix, weight = torch.zeros_like(like), torch.zeros_like(like)
+        n, dof = min(len(rows), like.shape[1] - first), rows.shape[1]
+        prefix[0, first : first + n, :dof] = torch.as_tensor(rows[:n]).to(like)
+        weight[0, first : first + n, :dof] = torch.as_tensor(weights[:n, None]).to(like)
+        return cls(prefix, weight, max_weight)
 
     def velocity(self, x: torch.Tensor, velocity: torch.Tensor, time: float) -> torch.Tensor:
         """The guided velocity at `x` and `time`, shapes (1, horizon, width)."""

@@ -82,10 +82,12 @@ the first call (the prompt's last row comes first), of as many rows afterwards."
 
 @dataclass(frozen=True)
 class DepthSequence:
-    """Every token of the sequence up to `<depth_end>`, and how often a draft was wrong and rolled back."""
+    """Every token of the sequence up to `<depth_end>`, how often a draft was wrong and rolled back, and the hidden
+    state (1, width) of `<depth_end>`."""
 
     tokens: list[int]
     corrections: int
+    hidden: torch.Tensor
 
 
 class Speculation:
@@ -136,9 +138,10 @@ class Speculation:
             consumed = min(consumed + len(block), kept)
             rollback(consumed)
             if self._decided[-1] == self._words.end and self._ends_at(len(self._decided) - 1):
+                last = len(self._decided) - ahead
                 if consumed < len(self._decided):
-                    forward(self._decided[consumed:])
-                return DepthSequence(self._decided, self._corrections)
+                    hidden, last = forward(self._decided[consumed:]), -1
+                return DepthSequence(self._decided, self._corrections, hidden[last][None])
 
     # -- drafting ----------------------------------------------------------------------------------------------------
 
