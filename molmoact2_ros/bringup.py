@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class Options:
         robot: an embodiment's name.
         sim: start the simulated cell and drive episodes on it; otherwise the driver comes from elsewhere, and the
             camera sources from the config file.
+        wire: put the simulated cell behind the emulated bus of the real arm, with the real driver on it.
         policy: `molmoact2`, or `expert` for the scripted expert of the simulated cell.
         checkpoint: directory or Hugging Face id; empty for the checkpoint of the simulated cell that ships here.
         task: what the robot is told.
@@ -42,6 +44,7 @@ class Options:
 
     robot: str = "so101"
     sim: bool = True
+    wire: bool = False
     policy: str = "molmoact2"
     checkpoint: str = ""
     task: str = "pick up the red cube"
@@ -116,12 +119,19 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             essential=essential,
         )
 
+    def driver(parameters: Mapping[str, Value]) -> NodeSpec:
+        return node(f"{robot.name}_driver_node", **parameters)
+
     found = []
     if options.sim:
-        found.append(node("sim_node", seed=options.seed, link_prefix=options.link_prefix))
+        wire = str(Path(tempfile.gettempdir()) / f"{options.link_prefix}_wire") if options.wire else ""
+        found.append(node("sim_node", seed=options.seed, link_prefix=options.link_prefix, wire=wire))
+        if options.wire:
+            found.append(driver(wired_parameters(robot.name, wire)))
         links = [f"sim:{options.link_prefix}_{name}" for name in robot.camera_names]
         found.append(node("camera_node", names=list(robot.camera_names), sources=links))
     else:
+        found.append(driver({}))
         found.append(node("camera_node", names=list(robot.camera_names)))
     if options.policy == "expert":
         found.append(node("expert_node"))
@@ -148,7 +158,16 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     return tuple(found)
 
 
+def wired_parameters(robot: str, folder: str) -> dict[str, Value]:
+    """Parameters that lead the driver of `robot` to the emulated bus under `folder`."""
+    if robot == "so101":
+        return {"port": f"{folder}/so101", "calibration_id": "so101", "calibration_dir": folder, "retry_s": 0.3}
+    raise ValueError(f"there is no emulated bus for {robot}; leave out wire")
+
+
 def _check(options: Options) -> None:
+    if options.wire and not options.sim:
+        raise ValueError("wire needs the simulated cell (sim); on a robot the driver finds the arm's own bus")
     if options.policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {options.policy!r}")
     if options.policy == "expert" and not options.sim:

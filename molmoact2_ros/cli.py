@@ -72,6 +72,7 @@ def _add_run_options(command: argparse.ArgumentParser, episodes: int = 10) -> No
     add("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
     add("--policy", choices=("molmoact2", "expert"), default="molmoact2", help="who decides (%(default)s)")
     add("--checkpoint", default="", metavar="DIR|ID", help="checkpoint directory or Hugging Face id (the cell's own)")
+    add("--wire", action="store_true", help="the real driver on the arm's emulated bus, the cell behind it")
     add("--episode-timeout", type=float, default=30.0, metavar="S", help="limit of one episode (%(default)s)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="film, picture and logs (%(default)s)")
 
@@ -100,6 +101,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         )
     return Options(
         robot=arguments.robot,
+        wire=arguments.wire,
         policy=arguments.policy,
         checkpoint=checkpoint,
         task=arguments.task,

@@ -99,6 +99,7 @@ class Executor:
         self._error_since_ns: int | None = None
         self._tracking_error = 0.0
         self._e_stop_pressed = False
+        self._hardware_fault = ""
         self._rest = Motion.at_rest(robot.rest_position)
 
     # -- what the outside sees ------------------------------------------------------------------------------------
@@ -219,6 +220,13 @@ class Executor:
                 self._timeline.drop(now_ns)
                 self._supervisor.handle(Event.E_STOP, "e-stop pressed; release it and call executor/reset_e_stop")
 
+    def on_hardware(self, fault: str, now_ns: int) -> None:
+        """Take the driver's word on its hardware: why it must not move, or an empty string when nothing is wrong."""
+        with self._lock:
+            self._hardware_fault = fault
+            if fault and self._supervisor.handle(Event.FAULT, f"driver: {fault}; then disarm and arm again"):
+                self._timeline.drop(now_ns)
+
     def reset_e_stop(self, now_ns: int) -> tuple[bool, str]:
         """Leave ESTOPPED for DISARMED; refused while the cause is there or the arm still moves."""
         with self._lock:
@@ -240,8 +248,8 @@ class Executor:
                 return True, f"already armed, {state.value}"
             if state is not State.DISARMED:
                 return False, f"cannot arm while {state.value}: {self._supervisor.reason}"
-            stale = self._feedback.stale(now_ns)
-            if stale is not None:
+            stale = self._feedback.stale(now_ns) or self._hardware_fault
+            if stale:
                 return False, f"cannot arm: {stale}"
             measured = self._feedback.position
             assert measured is not None

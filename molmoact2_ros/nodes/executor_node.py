@@ -99,6 +99,7 @@ class ExecutorNode(MolmoNode):
             # without transient local, such as a bare `ros2 topic pub`.
             self.create_subscription(Bool, "e_stop", self._on_e_stop, LATCHED),
             self.create_subscription(Bool, "e_stop", self._on_e_stop, RELIABLE),
+            self.create_subscription(DiagnosticStatus, "driver/state", self._on_driver, LATCHED),
         ]
         self._services_ = [
             self.create_service(SetBool, "executor/arm", self._on_arm),
@@ -203,6 +204,12 @@ class ExecutorNode(MolmoNode):
     def _on_e_stop(self, message: Bool) -> None:
         assert self._executor_core is not None
         self._executor_core.on_e_stop(message.data, self.now_ns())
+
+    def _on_driver(self, message: DiagnosticStatus) -> None:
+        assert self._executor_core is not None
+        self._executor_core.on_hardware(
+            message.message if message.level == DiagnosticStatus.ERROR else "", self.now_ns()
+        )
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         core = self._executor_core

@@ -6,20 +6,25 @@ From outside it looks like a driver node of real hardware; what only a simulator
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import Trigger
 
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
 from molmoact2_ros.simulation.cell import CellRandomisation, So101Cell
+from molmoact2_ros.simulation.emulators.wired import WIRES, Wire
 from molmoact2_ros.simulation.runner import CellRunner, CellSnapshot
 
 EPISODE_EVERY = 10
@@ -36,6 +41,7 @@ class SimNode(MolmoNode):
         Parameter("camera_rate_hz", 30.0, "Frame rate of every camera.", 1.0, 60.0),
         Parameter("watchdog_s", 0.2, "The arm holds when commands cease for this long.", 0.05, 5.0),
         Parameter("command_topic", "controller/commands", "Joint targets, rad, in ROS joint order."),
+        Parameter("wire", "", "Folder where the arm's emulated bus appears; empty: this node is the driver itself."),
         Parameter("vary", True, "Vary light, colours and camera poses a little from episode to episode."),
     )
 
@@ -48,15 +54,20 @@ class SimNode(MolmoNode):
         self._refused = 0
         self._estopped = False
         self._episode_lock = threading.Lock()
+        self._wire: Wire | None = None
 
     def setup(self) -> None:
         robot = embodiment(self.param("robot"))
         self._robot = robot
-        self._joints = self.create_publisher(JointState, "joint_states", SENSOR)
+        wired = bool(self.param("wire"))
+        if wired:
+            self._open_wire(Path(self.param("wire")))
+        else:
+            self._joints = self.create_publisher(JointState, "joint_states", SENSOR)
+            self.create_subscription(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
+            self.create_subscription(Bool, "e_stop", self._on_e_stop, LATCHED)
         self._object = self.create_publisher(PoseStamped, "sim/object_pose", SENSOR)
         self._episode = self.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
-        self.create_subscription(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
-        self.create_subscription(Bool, "e_stop", self._on_e_stop, LATCHED)
         self.create_service(Trigger, "sim/reset", self._on_reset)
         self._message = JointState(name=list(robot.joint_names))
         prefix = self.param("link_prefix")
@@ -73,10 +84,34 @@ class SimNode(MolmoNode):
             clock=self.now_ns,
             joint_rate_hz=self.param("joint_rate_hz"),
             camera_rate_hz=self.param("camera_rate_hz"),
-            watchdog_s=self.param("watchdog_s"),
+            # On the wire the driver has the deadman: a servo keeps its goal when nobody speaks.
+            watchdog_s=math.inf if wired else self.param("watchdog_s"),
         )
         self._runner.start()
         self.create_timer(0.5, self._check)
+
+    def _open_wire(self, folder: Path) -> None:
+        """The cell is behind the real arm's bus; a driver node does what this node does otherwise."""
+        if self._robot.name not in WIRES:
+            raise ValueError(f"no emulated bus for {self._robot.name}; there are: {', '.join(WIRES)}")
+        # The bus must answer within a millisecond or two, whatever the cell's thread computes.
+        sys.setswitchinterval(5e-4)
+
+        def command(joints: NDArray[np.float64]) -> None:
+            if self._runner is not None:
+                self._runner.command(joints)
+
+        self._wire = WIRES[self._robot.name](folder, command, self._robot.rest_position)
+        self.create_subscription(String, "sim/fault", self._on_fault, RELIABLE)
+
+    def _on_fault(self, message: String) -> None:
+        assert self._wire is not None
+        try:
+            self._wire.fault(message.data)
+        except ValueError as error:
+            self.get_logger().error(str(error))
+        else:
+            self.get_logger().info(f"fault switch: {message.data}")
 
     def _check(self) -> None:
         # A driver whose hardware is gone must not look alive: the process ends and whoever started it says so.
@@ -88,6 +123,9 @@ class SimNode(MolmoNode):
         runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         if self._runner is None:
@@ -139,10 +177,13 @@ class SimNode(MolmoNode):
     def _publish(self, snapshot: CellSnapshot) -> None:
         """Called from the cell's thread at every reading."""
         stamp = Time(nanoseconds=snapshot.stamp_ns).to_msg()
-        self._message.header.stamp = stamp
-        self._message.position = snapshot.positions.tolist()
-        self._message.velocity = snapshot.velocities.tolist()
-        self._joints.publish(self._message)
+        if self._wire is not None:
+            self._wire.measured(snapshot.positions, snapshot.velocities)
+        else:
+            self._message.header.stamp = stamp
+            self._message.position = snapshot.positions.tolist()
+            self._message.velocity = snapshot.velocities.tolist()
+            self._joints.publish(self._message)
         self._readings += 1
         if self._readings % 3 == 0:
             self._object.publish(_pose(snapshot, stamp))

@@ -20,6 +20,12 @@ def declared(path: Path) -> set[str]:
     return {call.args[0].value for call in named if isinstance(call.args[0], ast.Constant)}
 
 
+def offered(executable: str) -> set[str]:
+    """Parameters of a node, with those that every driver node shares."""
+    shared = declared(module_path("arm_node")) if executable.endswith("_driver_node") else set()
+    return declared(module_path(executable)) | shared | COMMON
+
+
 def module_path(executable: str) -> Path:
     return ROOT / "molmoact2_ros" / "nodes" / f"{executable}.py"
 
@@ -36,24 +42,25 @@ def test_each_choice_starts_its_nodes():
     assert executables(Options()) == base
     assert executables(Options(policy="expert", visualize=False)) == base - {"policy", "visualizer"} | {"expert"}
     assert executables(EVERYTHING) == base | {"film", "recorder"}
-    assert executables(Options(sim=False)) == base - {"sim", "episode"}
+    assert executables(Options(sim=False)) == base - {"sim", "episode"} | {"so101_driver"}
+    assert executables(Options(wire=True)) == base | {"so101_driver"}
     assert {spec.namespace for spec in nodes(Options(namespace="left/arm"))} == {"/left/arm"}
 
 
 @pytest.mark.parametrize(
-    "spec", [*nodes(EVERYTHING), *nodes(replace(EVERYTHING, policy="expert"))], ids=lambda spec: spec.name
+    "spec", [*nodes(EVERYTHING), *nodes(replace(EVERYTHING, policy="expert", wire=True))], ids=lambda spec: spec.name
 )
 def test_every_parameter_that_bringup_sets_is_declared_by_its_node(spec: NodeSpec):
     path = module_path(spec.executable)
     assert path.is_file(), f"{spec.executable} has no module"
-    assert set(spec.parameters) <= declared(path) | COMMON
+    assert set(spec.parameters) <= offered(spec.executable)
 
 
 def test_every_key_of_the_config_file_is_a_parameter_of_its_node():
     config = yaml.safe_load(share_path("config/so101.yaml").read_text())
     for key, section in config.items():
         name = key.removeprefix("/**/")
-        unknown = set(section["ros__parameters"]) - declared(module_path(f"{name}_node")) - COMMON
+        unknown = set(section["ros__parameters"]) - offered(f"{name}_node")
         assert not unknown, f"{key}: {sorted(unknown)} are no parameters of {name}_node"
 
 
@@ -77,6 +84,7 @@ def test_parameters_reach_the_command_line_with_their_types():
         ({"robot": "hal"}, "known robots"),
         ({"policy": "random"}, "molmoact2, expert"),
         ({"policy": "expert", "sim": False}, "simulated cell only"),
+        ({"sim": False, "wire": True}, "wire needs the simulated cell"),
         ({"task": "  "}, "task is empty"),
         ({"episodes": 0}, "at least 1"),
     ],

@@ -1,0 +1,97 @@
+"""A simulated cell behind the bus of the real arm: encoders answer on the wire, goals from the wire move the cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.simulation.emulators.plant import SharedPlant
+
+Array = NDArray[np.float64]
+
+
+class Wire(Protocol):
+    """An emulated bus with a cell behind it."""
+
+    FAULTS: tuple[str, ...]
+    """What `fault` understands, as a user would type it."""
+
+    def measured(self, positions: Array, velocities: Array) -> None:
+        """Take the cell's encoders (dof,), rad or m, ROS order. Called at every reading of the cell."""
+
+    def fault(self, text: str) -> None:
+        """Switch a fault on, after switching the others off; `none` only switches off.
+
+        Raises:
+            ValueError: no such fault; the message lists them.
+        """
+
+    def close(self) -> None:
+        """Take the bus down."""
+
+
+def switch(text: str, known: tuple[str, ...]) -> tuple[str, float]:
+    """Split `silent 3` into a fault's name and its figure (0 without one).
+
+    Raises:
+        ValueError: the name is not in `known`, or the figure is none.
+    """
+    name, _, figure = text.strip().partition(" ")
+    if name not in {one.partition(" ")[0] for one in known} | {"none"}:
+        raise ValueError(f"fault {text!r} is unknown; there are: {', '.join(known)}, none")
+    return name, float(figure) if figure else 0.0
+
+
+class So101Wire:
+    """The servos of an SO-101 on a serial port `<folder>/so101`, with lerobot's calibration file `so101.json` beside.
+
+    Args:
+        folder: where the port appears.
+        command: sets the cell's targets (6,), rad.
+        start: encoders until the first report, (6,), rad.
+    """
+
+    FAULTS = ("silent 3", "frozen 2", "corrupt 0.02", "corrupt 1", "delay 0.15", "hot 3", "limp 2", "unplug")
+
+    def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
+        from molmoact2_ros.simulation.emulators.feetech import FeetechBus, write_calibration
+
+        self._plant = SharedPlant(start, command)
+        self.bus = FeetechBus(self._plant, folder / "so101")
+        write_calibration(self.bus.servos, folder, "so101")
+        self.bus.__enter__()
+
+    def measured(self, positions: Array, velocities: Array) -> None:
+        """See `Wire`."""
+        self._plant.measured(positions, velocities)
+
+    def fault(self, text: str) -> None:
+        """See `Wire`; the figure is a servo's id, a share of the answers, or s."""
+        from molmoact2_ros.simulation.emulators.feetech import Faults
+
+        name, figure = switch(text, self.FAULTS)
+        one = frozenset({int(figure)})
+        self.bus.faults = {
+            "silent": Faults(silent=one),
+            "frozen": Faults(frozen=one),
+            "corrupt": Faults(corrupt=figure),
+            "delay": Faults(delay_s=figure),
+            "hot": Faults(hot={int(figure): 68}),
+            "limp": Faults(limp=one),
+        }.get(name, Faults())
+        if name == "unplug":
+            self.bus.unplug()
+        else:
+            self.bus.plug()
+
+    def close(self) -> None:
+        """See `Wire`."""
+        self.bus.__exit__()
+
+
+WIRES: dict[str, Callable[[Path, Callable[[Array], None], Array], Wire]] = {"so101": So101Wire}
+"""Emulated buses by robot."""
