@@ -12,41 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.simulation.calibration import camera_calibration, camera_names
-from molmoact2_ros.simulation.so101_scene import CUBE_HALF, DISTRACTORS, scene_xml
+from molmoact2_ros.simulation.scene import CUBE, DISTRACTORS, CellRandomisation, Scene
+from molmoact2_ros.simulation.so101_scene import SO101_SCENE
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 import mujoco  # reads MUJOCO_GL when imported
 
 Array = NDArray[np.float64]
-
-TICK = 2.0 * np.pi / 4096.0
-"""Resolution of the STS3215's encoder, rad."""
-PAN_AXIS = np.array([0.0388, 0.0])
-"""Where the shoulder pan axis stands on the table, m."""
-START = np.array([0.0, -0.46, 0.66, 1.37, 0.0, 0.55])
-"""Start pose of an episode: gripper down, half open, above the middle of the table, rad."""
-
-
-@dataclass(frozen=True)
-class CellRandomisation:
-    """What differs between episodes.
-
-    Attributes:
-        radius: distance of the cube from the pan axis, m. bearing: its direction, +- rad. Both uniform.
-        start: standard deviation of the start pose, rad.
-        light, colour: relative change of light and colours, +-.
-        camera_m, camera_rad: standard deviation of the camera poses.
-    """
-
-    radius: tuple[float, float] = (0.145, 0.225)
-    bearing: float = 0.75
-    start: float = 0.03
-    light: float = 0.15
-    colour: float = 0.08
-    camera_m: float = 0.002
-    camera_rad: float = 0.004
 
 
 @dataclass
@@ -62,11 +35,11 @@ class Episode:
     min_distance_m: float = field(default=float("inf"))
 
 
-class So101Cell:
-    """The SO-101 cell.
+class Cell:
+    """A robot's cell.
 
     Success: the cube's centre has been at least 5 cm above where it rests on the table for 1 s without a break, and it
-    touches nothing but the gripper. Reached: the grip point was within 2 cm of the cube, seen from above, and at most
+    touches nothing but grippers. Reached: a grip point was within 2 cm of the cube, seen from above, and at most
     2 cm above its top.
     """
 
@@ -74,26 +47,36 @@ class So101Cell:
     HOLD_S = 1.0
     REACH_M = 0.02
 
-    def __init__(self, seed: int = 0, randomisation: CellRandomisation | None = None, render: bool = True) -> None:
-        self.randomisation = randomisation or CellRandomisation()
+    def __init__(
+        self, scene: Scene, seed: int = 0, randomisation: CellRandomisation | None = None, render: bool = True
+    ) -> None:
+        self.scene, self.robot = scene, scene.robot
+        self.randomisation = randomisation or scene.randomisation
         self.seed = seed
-        self.model = mujoco.MjModel.from_xml_string(scene_xml())
-        self.data = mujoco.MjData(self.model)
-        self.cameras = camera_names("so101")
+        self.model = model = scene.build()
+        self.data = mujoco.MjData(model)
+        self.cameras = camera_names(self.robot.family)
         self.episode = Episode(seed=seed)
         self._renderers: dict[bool, mujoco.Renderer] = {}
         if render:
-            calibration = camera_calibration("so101", self.cameras[0])
+            calibration = camera_calibration(self.robot.family, self.cameras[0])
             for depth in (False, True):
-                renderer = mujoco.Renderer(self.model, calibration.height, calibration.width)
+                renderer = mujoco.Renderer(model, calibration.height, calibration.width)
                 if depth:
                     renderer.enable_depth_rendering()
                 self._renderers[depth] = renderer
-        model = self.model
-        self._grip = model.site("grip").id
-        self._cube = model.body("red").id
-        self._cube_geom = model.geom("red").id
-        self._pads = {model.geom("fixed_pad").id, model.geom("moving_pad").id}
+        names = self.robot.joint_names
+        self._qpos = np.array([model.joint(name).qposadr[0] for name in names])
+        self._qvel = np.array([model.joint(name).dofadr[0] for name in names])
+        self._ctrl = np.array([model.actuator(name).id for name in names])
+        self._followers = [
+            (model.joint(follower).qposadr[0], model.joint(name).qposadr[0]) for follower, name in scene.followers
+        ]
+        self._grips = [model.site(grip.site).id for grip in scene.grips]
+        self._fingers = [[{model.geom(name).id for name in finger} for finger in grip.fingers] for grip in scene.grips]
+        self._pads = set().union(*(finger for grip in self._fingers for finger in grip))
+        self._cube = model.body(CUBE).id
+        self._cube_geom = model.geom(CUBE).id
         self._nominal = {
             "light_diffuse": model.light_diffuse.copy(),
             "light_pos": model.light_pos.copy(),
@@ -107,22 +90,43 @@ class So101Cell:
     # -- the outside of hardware --------------------------------------------------------------------------------------
 
     def command(self, joints: Array) -> None:
-        """Set the servos' targets (6,), rad, ROS order; values outside the joint ranges are clamped as a servo does."""
-        joints = SO101.checked(joints, "command")
-        self.data.ctrl[:] = np.clip(joints, SO101.limits.lower, SO101.limits.upper)
+        """Set the servos' targets (dof,), rad and m, ROS order; values outside the joint ranges are clamped as a servo
+        does."""
+        joints = self.robot.checked(joints, "command")
+        self.data.ctrl[self._ctrl] = np.clip(joints, self.robot.limits.lower, self.robot.limits.upper)
+
+    def hold(self) -> None:
+        """Stay where the arms are, as a driver's deadman does; the grippers keep their last target, and so their
+        grip."""
+        target, _ = self.joints()
+        grippers = list(self.robot.gripper_indices)
+        target[grippers] = self.data.ctrl[self._ctrl[grippers]]
+        self.command(target)
 
     def joints(self) -> tuple[Array, Array]:
-        """Encoder positions (6,) rad, quantised to the servo's ticks, and velocities (6,) rad/s."""
-        return np.round(self.data.qpos[:6] / TICK) * TICK, self.data.qvel[:6].copy()
+        """Encoder positions (dof,), rad and m, quantised as the robot's encoders are, and velocities (dof,)."""
+        exact, tick = self.data.qpos[self._qpos], self.scene.tick
+        coarse = tick > 0.0
+        exact[coarse] = np.round(exact[coarse] / tick[coarse]) * tick[coarse]
+        return exact, self.data.qvel[self._qvel]
+
+    def place_arm(self, joints: Array) -> None:
+        """Put the joints (dof,) at a position, at rest, and command them to stay; for the begin of an episode."""
+        joints = self.robot.checked(joints, "position")
+        self.data.qpos[self._qpos] = np.clip(joints, self.robot.limits.lower, self.robot.limits.upper)
+        for follower, leader in self._followers:
+            self.data.qpos[follower] = self.data.qpos[leader]
+        self.data.qvel[self._qvel] = 0.0
+        self.data.ctrl[self._ctrl] = self.data.qpos[self._qpos]
 
     def render(self, camera: str) -> NDArray[np.uint8]:
-        """Colour picture (240, 320, 3) of `camera`."""
+        """Colour picture (height, width, 3) of `camera`."""
         renderer = self._renderers[False]
         renderer.update_scene(self.data, camera)
         return renderer.render().copy()
 
     def render_depth(self, camera: str) -> NDArray[np.float32]:
-        """Distance along the optical axis (240, 320), m."""
+        """Distance along the optical axis (height, width), m."""
         renderer = self._renderers[True]
         renderer.update_scene(self.data, camera)
         return renderer.render().copy()
@@ -140,11 +144,9 @@ class So101Cell:
     def reset(self, number: int) -> Episode:
         """Start episode `number`: arm to the start pose, objects placed anew."""
         rng = np.random.default_rng([self.seed, number])
-        spread = self.randomisation
         mujoco.mj_resetData(self.model, self.data)
-        start = START + spread.start * rng.standard_normal(6) * np.array([3.0, 1.0, 1.0, 1.0, 1.0, 3.0])
-        self.data.qpos[:6] = np.clip(start, SO101.limits.lower, SO101.limits.upper)
-        self.data.ctrl[:] = self.data.qpos[:6]
+        scene = self.scene
+        self.place_arm(scene.start + self.randomisation.start * rng.standard_normal(self.robot.dof) * scene.start_scale)
         self._place_objects(rng)
         self._vary_looks(rng)
         for _ in range(100):  # let the objects settle
@@ -152,8 +154,9 @@ class So101Cell:
         self.episode = Episode(number=number, seed=self.seed)
         return self.episode
 
-    def place(self, name: str, x: float, y: float, yaw: float, z: float = CUBE_HALF + 0.001) -> None:
-        """Put the object `name` at (x, y, z) in the base frame, turned by `yaw`."""
+    def place(self, name: str, x: float, y: float, yaw: float, z: float | None = None) -> None:
+        """Put the object `name` at (x, y, z) in the base frame, turned by `yaw`; without `z` on the table."""
+        z = self.scene.cube_half + 0.001 if z is None else z
         joint = self.model.joint(name)
         self.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 7] = [x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
         self.data.qvel[joint.dofadr[0] : joint.dofadr[0] + 6] = 0.0
@@ -163,16 +166,19 @@ class So101Cell:
         return self.data.xpos[self._cube].copy(), self.data.xquat[self._cube].copy()
 
     def grip_point(self) -> Array:
-        """Position (3,) of the middle between the pads in the base frame, m."""
-        return self.data.site_xpos[self._grip].copy()
+        """Position (3,) in the base frame of the middle between the pads, m; of several grippers the one nearest to the
+        cube."""
+        points = self.data.site_xpos[self._grips]
+        return points[np.argmin(np.linalg.norm(points - self.data.xpos[self._cube], axis=1))].copy()
 
     def cube_height(self) -> float:
         """Height of the cube's centre above its resting height, m."""
-        return float(self.data.xpos[self._cube][2] - CUBE_HALF)
+        return float(self.data.xpos[self._cube][2] - self.scene.cube_half)
 
     def grasped(self) -> bool:
-        """Both pads press on the cube."""
-        return self._touching() >= self._pads
+        """All fingers of a gripper press on the cube."""
+        touching = self._touching()
+        return any(all(finger & touching for finger in grip) for grip in self._fingers)
 
     def close(self) -> None:
         """Free the renderers."""
@@ -188,10 +194,10 @@ class So101Cell:
         return set(int(g) for g in mine.ravel()) - {self._cube_geom}
 
     def _judge(self, step: float) -> None:
-        episode = self.episode
+        episode, half = self.episode, self.scene.cube_half
         offset = self.grip_point() - self.data.xpos[self._cube]
         distance = float(np.hypot(offset[0], offset[1]))
-        if -CUBE_HALF <= offset[2] <= CUBE_HALF + self.REACH_M:
+        if -half <= offset[2] <= half + self.REACH_M:
             episode.min_distance_m = min(episode.min_distance_m, distance)
             episode.reached = episode.reached or distance <= self.REACH_M
         touching = self._touching()
@@ -202,20 +208,22 @@ class So101Cell:
             episode.held_s = 0.0
 
     def _place_objects(self, rng: np.random.Generator) -> None:
-        spread = self.randomisation
+        spread, scene = self.randomisation, self.scene
         places = [self._polar(rng.uniform(*spread.radius), rng.uniform(-spread.bearing, spread.bearing))]
+        nearer, further = scene.distractor_radius
+        bearing = spread.bearing + scene.distractor_bearing
+        from_cube, between = scene.room
         while len(places) <= len(DISTRACTORS):
-            radius = rng.uniform(spread.radius[0] - 0.02, spread.radius[1] + 0.08)
-            place = self._polar(radius, rng.uniform(-spread.bearing - 0.3, spread.bearing + 0.3))
+            radius = rng.uniform(spread.radius[0] - nearer, spread.radius[1] + further)
+            place = self._polar(radius, rng.uniform(-bearing, bearing))
             # Room for the open jaw around the cube: with less, even the scripted expert knocks a neighbour over.
-            if all(np.hypot(*(place - other)) > (0.075 if i == 0 else 0.04) for i, other in enumerate(places)):
+            if all(np.hypot(*(place - other)) > (between if i else from_cube) for i, other in enumerate(places)):
                 places.append(place)
-        for name, (x, y) in zip(("red", *DISTRACTORS), places, strict=True):
+        for name, (x, y) in zip((CUBE, *DISTRACTORS), places, strict=True):
             self.place(name, float(x), float(y), float(rng.uniform(-np.pi, np.pi)))
 
-    @staticmethod
-    def _polar(radius: float, bearing: float) -> Array:
-        return PAN_AXIS + radius * np.array([np.cos(bearing), np.sin(bearing)])
+    def _polar(self, radius: float, bearing: float) -> Array:
+        return self.scene.pole + radius * np.array([np.cos(bearing), np.sin(bearing)])
 
     def _vary_looks(self, rng: np.random.Generator) -> None:
         spread, model = self.randomisation, self.model
@@ -233,3 +241,10 @@ class So101Cell:
             axis = rng.standard_normal(3)
             mujoco.mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), spread.camera_rad * rng.standard_normal())
             mujoco.mju_mulQuat(model.cam_quat[i], self._nominal["cam_quat"][i], turn)
+
+
+class So101Cell(Cell):
+    """The SO-101 cell."""
+
+    def __init__(self, seed: int = 0, randomisation: CellRandomisation | None = None, render: bool = True) -> None:
+        super().__init__(SO101_SCENE, seed, randomisation, render)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
-from molmoact2_ros.simulation.cell import PAN_AXIS
-from molmoact2_ros.simulation.so101_scene import CUBE_HALF, GRIP_POINT, PARALLEL_JAW, scene_xml
+from molmoact2_ros.simulation.so101_scene import CUBE_HALF, GRIP_POINT, PAN_AXIS, PARALLEL_JAW, scene_xml
 
 Array = NDArray[np.float64]
 

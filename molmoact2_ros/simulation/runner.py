@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.simulation.cell import Episode, So101Cell
+from molmoact2_ros.simulation.cell import Cell, Episode
 from molmoact2_ros.simulation.frame_link import FrameWriter
 
 Array = NDArray[np.float64]
@@ -25,7 +25,7 @@ MAX_CATCH_UP_S = 0.05
 
 @dataclass(frozen=True)
 class CellSnapshot:
-    """The cell at one moment: encoder reading (6,) rad and rad/s, pose of the object, the episode's progress."""
+    """The cell at one moment: encoder reading (dof,) and velocities, pose of the object, the episode's progress."""
 
     stamp_ns: int
     positions: Array
@@ -43,7 +43,7 @@ class CellRunner:
 
     def __init__(
         self,
-        make_cell: Callable[[], So101Cell],
+        make_cell: Callable[[], Cell],
         links: Mapping[str, str],
         on_reading: Callable[[CellSnapshot], None],
         clock: Callable[[], int],
@@ -78,7 +78,7 @@ class CellRunner:
             raise self.error
 
     def command(self, joints: Array) -> None:
-        """Set the servos' targets (6,), rad."""
+        """Set the servos' targets (dof,), rad and m."""
         with self._lock:
             self._target = np.array(joints, dtype=np.float64)
             self._commanded_at = time.monotonic()
@@ -118,7 +118,7 @@ class CellRunner:
                 writer.close()
             cell.close()
 
-    def _loop(self, cell: So101Cell, writers: Mapping[str, FrameWriter]) -> None:
+    def _loop(self, cell: Cell, writers: Mapping[str, FrameWriter]) -> None:
         begun = tick = time.monotonic()
         simulated = 0.0
         # Cameras are rendered in different ticks, so that no tick is much longer than the others.
@@ -143,7 +143,7 @@ class CellRunner:
             else:
                 tick = time.monotonic()
 
-    def _step(self, cell: So101Cell, seconds: float) -> float:
+    def _step(self, cell: Cell, seconds: float) -> float:
         with self._lock:
             target, self._target = self._target, None
             reset_to, self._reset_to = self._reset_to, None
@@ -158,9 +158,7 @@ class CellRunner:
         if target is not None:
             cell.command(target)
         elif silent:
-            # As a driver's deadman does: commands have ceased, so the arm stays where it is; the jaw keeps its grip.
-            measured, _ = cell.joints()
-            cell.command(np.append(measured[:5], cell.data.ctrl[5]))
+            cell.hold()
             self.watchdog_holds += 1
         step = cell.model.opt.timestep
         if seconds < step:
@@ -169,7 +167,7 @@ class CellRunner:
         cell.advance(steps * step)
         return float(steps * step)
 
-    def _snapshot(self, cell: So101Cell) -> CellSnapshot:
+    def _snapshot(self, cell: Cell) -> CellSnapshot:
         positions, velocities = cell.joints()
         place, turn = cell.object_pose()
         offset = cell.grip_point() - place

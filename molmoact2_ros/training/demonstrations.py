@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments.so101 import SO101
-from molmoact2_ros.simulation.cell import CellRandomisation, So101Cell
+from molmoact2_ros.simulation.cell import So101Cell
 from molmoact2_ros.simulation.expert import expert_chunk, joints_for
+from molmoact2_ros.simulation.scene import CellRandomisation
 
 Array = NDArray[np.float64]
 Controller = Callable[[NDArray[np.uint8], Array, NDArray[np.float32]], Array]

@@ -11,10 +11,12 @@ import pytest
 
 from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
 from molmoact2_ros.simulation.calibration import camera_calibration
-from molmoact2_ros.simulation.cell import TICK, CellRandomisation, So101Cell
+from molmoact2_ros.simulation.cell import So101Cell
 from molmoact2_ros.simulation.expert import expert_chunk, grip_point, joints_for
 from molmoact2_ros.simulation.frame_link import FrameReader, FrameWriter
 from molmoact2_ros.simulation.runner import CellRunner
+from molmoact2_ros.simulation.scene import CellRandomisation
+from molmoact2_ros.simulation.so101_scene import TICK
 
 
 @pytest.fixture(scope="module")
