@@ -1,22 +1,24 @@
 """One safe set-point a tick: the reference seen through position, velocity, acceleration and jerk limits.
 
-Invariant: after every `step` the commanded state is inside the limits and so is the stop from it. The joints of an arm
-share one time scale: they meet the reference together or not at all. A gripper is a group of its own.
+Invariant: after every `step` the commanded state is safe (`safe_set`), so there is always a safe next one. The joints
+of an arm share one time scale: they meet the reference together or not at all. A gripper is a group of its own.
 
 Ruckig gives the time-optimal motion between two states. Its `max_position` does not bound the way between them, and its
-`position_extrema` misses the overshoot of a late stop (0.19.4), so position limits are held here, by `within_limits`.
+`position_extrema` misses the overshoot of a late stop (0.19.4), so every tick that it plans is checked here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import ruckig
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import JointLimits
-from molmoact2_ros.execution.motion import TOLERANCE, Motion, Stop, within_limits
+from molmoact2_ros.execution.motion import TOLERANCE, Motion, Stop
+from molmoact2_ros.execution.safe_set import CREEP, SafeSet, VelocityBounds
 
 Array = NDArray[np.float64]
 Reference = Callable[[float], Motion]
@@ -26,160 +28,193 @@ MEETINGS = (2, 3, 4, 6, 8, 11, 15, 20, 26, 34)
 """After how many ticks the set-point may meet a reference that it cannot follow at once."""
 
 
-def _jerks_between(period_s: float) -> Array:
-    """Matrix (3, 3) that gives three equal phases of constant jerk from the change in p, v and a over one period.
+class Guard(Protocol):
+    """Says where an arm may be beyond the limits of its joints; see `workspace`."""
 
-    The change in position is what the start velocity and acceleration leave of it, the change in velocity likewise.
-    """
-    phase = period_s / 3.0
-    rows = np.zeros((3, 3))
-    for i in range(3):
-        after = period_s - (i + 1) * phase
-        rows[0, i] = phase**3 / 6.0 + phase**2 / 2.0 * after + phase * after**2 / 2.0
-        rows[1, i] = phase**2 / 2.0 + phase * after
-        rows[2, i] = phase
-    return np.asarray(np.linalg.inv(rows))
+    def permits(self, arm: int, motion: Motion) -> bool:
+        """Tell whether `arm` may be in its part of `motion`: there, and on the whole stop from there."""
 
 
-def _of_joints(limits: JointLimits, joints: NDArray[np.int_]) -> JointLimits:
-    return JointLimits(
-        limits.lower[joints],
-        limits.upper[joints],
-        limits.velocity[joints],
-        limits.acceleration[joints],
-        limits.jerk[joints],
-    )
-
-
-def _of_group(motion: Motion, group: NDArray[np.int_]) -> Motion:
-    return Motion(motion.position[group], motion.velocity[group], motion.acceleration[group])
-
-
-def _ruckig_input(limits: JointLimits) -> ruckig.InputParameter:
-    out = ruckig.InputParameter(len(limits.velocity))
-    out.max_velocity = limits.velocity.tolist()
-    out.max_acceleration = limits.acceleration.tolist()
-    out.max_jerk = limits.jerk.tolist()
+def _ruckig_input(limits: JointLimits, joints: NDArray[np.int_]) -> ruckig.InputParameter:
+    out = ruckig.InputParameter(len(joints))
+    out.max_velocity = limits.velocity[joints].tolist()
+    out.max_acceleration = limits.acceleration[joints].tolist()
+    out.max_jerk = limits.jerk[joints].tolist()
+    # A straight line in joint space where the states allow it; the joints of an arm always arrive together.
+    out.synchronization = ruckig.Synchronization.Phase
     return out
 
 
 class Limiter:
-    """Commanded state of all joints. `groups` are the joint indices that share one time scale."""
+    """Commanded state of all joints. `groups` are the joint indices that share one time scale.
 
-    def __init__(self, limits: JointLimits, groups: Sequence[Sequence[int]], period_s: float) -> None:
+    Args:
+        velocity_bounds: where velocity limits depend on the position, as `Embodiment.velocity_bounds`.
+        guard: asked before a group goes on; the index of the group is the number of the arm. Groups from
+            `guarded` on (the grippers) are not asked about.
+    """
+
+    def __init__(
+        self,
+        limits: JointLimits,
+        groups: Sequence[Sequence[int]],
+        period_s: float,
+        velocity_bounds: VelocityBounds | None = None,
+        guard: Guard | None = None,
+        guarded: int = 0,
+    ) -> None:
         joints = sorted(i for group in groups for i in group)
         if joints != list(range(len(limits.lower))):
             raise ValueError(f"groups {groups} must name each of the {len(limits.lower)} joints once")
-        self.limits = limits
+        self.safe = SafeSet(limits, period_s, velocity_bounds)
         self.groups = tuple(np.array(group) for group in groups)
         self.period_s = period_s
         self.motion = Motion.at_rest((limits.lower + limits.upper) / 2.0)
         self.refusal = ""
         """Why Ruckig refused in the last step, empty when it did not."""
+        self.blocked: int | None = None
+        """The arm that the guard stopped in the last step, if it did."""
         self.limited_ticks = 0
         """Steps in which some group could not be exactly on the reference."""
-        self._jerks_between = _jerks_between(period_s)
-        self._group_limits = [_of_joints(limits, group) for group in self.groups]
+        self._guard, self._guarded = guard, guarded
         self._planners = [ruckig.Ruckig(len(group), period_s) for group in self.groups]
-        self._inputs = [_ruckig_input(limits) for limits in self._group_limits]
+        self._inputs = [_ruckig_input(self.safe.limits, group) for group in self.groups]
         self._trajectories = [ruckig.Trajectory(len(group)) for group in self.groups]
+        self._plans: list[Motion | None] = [None] * len(self.groups)
+        self._played = 0
 
     def reset(self, position: Array) -> None:
-        """Stand still at `position` (dof,).
+        """Stand still at `position` (dof,), or up to a rounding margin inside the limits.
 
         Raises:
             ValueError: a position is outside its limits.
         """
-        outside = (position < self.limits.lower) | (position > self.limits.upper) | ~np.isfinite(position)
+        lower, upper = self.safe.limits.lower, self.safe.limits.upper
+        inside = np.clip(position, lower, upper)
+        outside = ~(np.abs(inside - position) <= 2e-6)
         if outside.any():
             raise ValueError(f"joints {np.flatnonzero(outside).tolist()} are outside their position limits: {position}")
-        self.motion = Motion.at_rest(position)
-        self.refusal = ""
+        self.motion = Motion.at_rest(inside)
+        self.refusal, self.blocked = "", None
+        self.forget_stops()
 
-    def step(self, reference: Reference, braked: Sequence[bool]) -> Array:
+    # -- stops that were planned ahead ------------------------------------------------------------------------------
+
+    def plan_stop(self, group: int, states: Motion) -> None:
+        """From now on braking `group` means these states (n, joints of the group), one a tick, ending at rest.
+
+        They were found safe by `stopping`. All stops are planned in the same tick.
+        """
+        self._plans[group] = states
+        self._played = 0
+
+    def forget_stops(self) -> None:
+        """Braking means the fastest stop again, each joint on its own."""
+        self._plans = [None] * len(self.groups)
+
+    @property
+    def stops_planned(self) -> bool:
+        """True while a planned stop is being played or waits to be."""
+        return any(plan is not None for plan in self._plans)
+
+    def stop_duration(self, group: int) -> float:
+        """How long braking `group` from now on takes, s; a whole number of periods."""
+        plan = self._plans[group]
+        if plan is not None:
+            return max(0, len(plan.position) - self._played) * self.period_s
+        joints = self.groups[group]
+        limits = self.safe.limits
+        stop = Stop.of(_of(self.motion, joints), limits.acceleration[joints], limits.jerk[joints])
+        return float(np.ceil(stop.duration / self.period_s - 1e-9)) * self.period_s
+
+    def rest_duration(self, group: int, position: Array) -> float:
+        """How long `group` takes to rest at `position` (dof,), s."""
+        rest = Motion.at_rest(np.clip(position, self.safe.lower, self.safe.upper))
+        if self._plan(group, rest, None) is None:
+            return self.stop_duration(group)
+        return float(self._trajectories[group].duration)
+
+    # -- the step -----------------------------------------------------------------------------------------------------
+
+    def step(self, reference: Reference | None, braked: Sequence[bool], rest: Array | None = None) -> Array:
         """Advance one period and return the commanded position (dof,); `braked` stops the groups it names.
 
         A group follows exactly where it can, else meets the reference as early as its limits allow, else stops at it,
-        else stops where it is.
+        else stops where it is. Without a reference it goes to `rest` (dof,).
         """
         now = self.motion
-        stop = Stop.of(now, self.limits.acceleration, self.limits.jerk).at(self.period_s)
-        position, velocity, acceleration = stop.position.copy(), stop.velocity.copy(), stop.acceleration.copy()
-        self.refusal = ""
-        if not all(braked):
-            wanted = self._inside(reference(self.period_s))
-            reachable = self._reachable(now, wanted)
-            limited = False
-            for g, group in enumerate(self.groups):
-                if braked[g]:
-                    continue
-                if reachable[group].all():
-                    target: Motion | None = _of_group(wanted, group)
-                else:
-                    limited = True
-                    target = self._meet(g, reference)
-                if target is not None:
-                    position[group] = target.position
-                    velocity[group] = target.velocity
-                    acceleration[group] = target.acceleration
-            self.limited_ticks += limited
-        # The clip takes away rounding errors only: the state was checked to stay inside to 1e-9.
-        position = np.clip(position, self.limits.lower, self.limits.upper)
-        self.motion = Motion(position, velocity, acceleration)
-        return position
+        stop = Stop.of(now, self.safe.limits.acceleration, self.safe.limits.jerk).at(self.period_s)
+        after = Motion(stop.position.copy(), stop.velocity.copy(), stop.acceleration.copy())
+        self.refusal, self.blocked = "", None
+        wanted: Motion | None = None
+        if reference is not None and not all(braked):
+            wanted = self.safe.inside(reference(self.period_s))
+            reachable = self.safe.reachable(now, wanted)
+        limited = False
+        for g, joints in enumerate(self.groups):
+            if braked[g]:
+                state = self._play(g)
+            elif wanted is None:
+                state = self._rest(g, rest)
+            elif reachable[joints].all():
+                state = _of(wanted, joints)
+            else:
+                limited = True
+                assert reference is not None
+                state = self._meet(g, reference, after)
+            if state is None:
+                continue
+            _put(after, joints, state)
+            if not braked[g] and self._guard is not None and g < self._guarded and not self._guard.permits(g, after):
+                self.blocked = g
+                _put(after, joints, _of(stop, joints))
+        self.limited_ticks += limited
+        self._played += 1
+        self.motion = after
+        return after.position
 
-    # -- the ways to follow ---------------------------------------------------------------------------------------
+    def _play(self, g: int) -> Motion | None:
+        plan = self._plans[g]
+        if plan is None:
+            return None
+        i = min(self._played, len(plan.position) - 1)
+        return Motion(plan.position[i], plan.velocity[i], plan.acceleration[i])
 
-    def _inside(self, wanted: Motion) -> Motion:
-        """The nearest motion that a joint may have: positions clipped and then at rest, velocities clipped."""
-        limits = self.limits
-        position = np.clip(wanted.position, limits.lower, limits.upper)
-        free = position == wanted.position
-        velocity = np.where(free, np.clip(wanted.velocity, -limits.velocity, limits.velocity), 0.0)
-        acceleration = np.clip(wanted.acceleration, -limits.acceleration, limits.acceleration)
-        # Arriving with an acceleration needs room below the velocity limit just before or just after.
-        room = np.abs(velocity) + acceleration**2 / (2.0 * limits.jerk) <= limits.velocity
-        return Motion(position, velocity, np.where(free & room, acceleration, 0.0))
+    def _rest(self, g: int, rest: Array | None) -> Motion | None:
+        if rest is None:
+            return None
+        return self._plan(g, Motion.at_rest(np.clip(rest, self.safe.lower, self.safe.upper)), None)
 
-    def _reachable(self, now: Motion, wanted: Motion) -> NDArray[np.bool_]:
-        """Tell for each joint whether it can be in state `wanted` after one period, and be safe there; (dof,)."""
-        dt, limits = self.period_s, self.limits
-        missing = np.stack(
-            (
-                wanted.position - now.position - dt * (now.velocity + dt * now.acceleration / 2.0),
-                wanted.velocity - now.velocity - dt * now.acceleration,
-                wanted.acceleration - now.acceleration,
-            )
-        )
-        jerks = self._jerks_between @ missing
-        middle = now.acceleration + dt / 3.0 * np.cumsum(jerks[:2], axis=0)
-        mean_velocity = (wanted.position - now.position) / dt
-        return np.asarray(
-            (np.abs(jerks) <= limits.jerk).all(axis=0)
-            & (np.abs(middle) <= limits.acceleration).all(axis=0)
-            & (np.abs(mean_velocity) <= limits.velocity)
-            & within_limits(wanted, limits)
-        )
+    # -- the ways to meet the reference -------------------------------------------------------------------------------
 
-    def _meet(self, g: int, reference: Reference) -> Motion | None:
+    def _meet(self, g: int, reference: Reference, stop: Motion) -> Motion | None:
         """State of group `g` after one period on its way to meet the reference; None when it has to stop instead."""
+        enough = 0.0
         for ticks in MEETINGS:
-            wanted = self._inside(reference(ticks * self.period_s))
-            state = self._plan(g, wanted, ticks * self.period_s)
+            within = ticks * self.period_s
+            if within < enough:
+                continue
+            wanted = self.safe.inside(reference(within))
+            state = self._plan(g, wanted, within, stop)
             if state is not None:
                 return state
-        return self._plan(g, Motion.at_rest(wanted.position), None)
+            # The reference moves on, so what it took this time is a guide only.
+            enough = 0.7 * self._trajectories[g].duration
+        return self._plan(g, Motion.at_rest(wanted.position), None, stop)
 
-    def _plan(self, g: int, wanted: Motion, within_s: float | None) -> Motion | None:
+    def _plan(self, g: int, wanted: Motion, within_s: float | None, stop: Motion | None = None) -> Motion | None:
         """First tick of the time-optimal way to `wanted`; None when it takes longer than `within_s` or is not safe."""
-        group, out, trajectory = self.groups[g], self._inputs[g], self._trajectories[g]
-        out.current_position = self.motion.position[group].tolist()
-        out.current_velocity = self.motion.velocity[group].tolist()
-        out.current_acceleration = self.motion.acceleration[group].tolist()
-        out.target_position = wanted.position[group].tolist()
-        out.target_velocity = wanted.velocity[group].tolist()
-        out.target_acceleration = wanted.acceleration[group].tolist()
+        joints, out, trajectory = self.groups[g], self._inputs[g], self._trajectories[g]
+        now, target = _of(self.motion, joints), _of(wanted, joints)
+        out.current_position = now.position.tolist()
+        out.current_velocity = now.velocity.tolist()
+        out.current_acceleration = now.acceleration.tolist()
+        out.target_position = target.position.tolist()
+        out.target_velocity = target.velocity.tolist()
+        out.target_acceleration = target.acceleration.tolist()
         out.minimum_duration = within_s
+        if self.safe.varies:
+            self._bound_velocity(out, joints, wanted)
         try:
             result = self._planners[g].calculate(out, trajectory)
         except ruckig.RuckigError as error:
@@ -191,4 +226,28 @@ class Limiter:
         if within_s is not None and trajectory.duration > within_s + TOLERANCE:
             return None
         state = Motion(*(np.array(values) for values in trajectory.at_time(self.period_s)))
-        return state if within_limits(state, self._group_limits[g]).all() else None
+        whole = Motion(*(values.copy() for values in _arrays(stop if stop is not None else self.motion)))
+        _put(whole, joints, state)
+        safe = self.safe.contains(whole)[joints] & self.safe.follows(self.motion, whole)[joints]
+        return state if safe.all() else None
+
+    def _bound_velocity(self, out: ruckig.InputParameter, joints: NDArray[np.int_], wanted: Motion) -> None:
+        """Tell Ruckig what is permitted at both ends of the way; between them more may be, never less."""
+        low = self.safe.velocity_bounds(np.minimum(self.motion.position, wanted.position))[0]
+        high = self.safe.velocity_bounds(np.maximum(self.motion.position, wanted.position))[1]
+        creep = CREEP * self.safe.limits.velocity
+        out.max_velocity = np.maximum(np.maximum(high, creep), wanted.velocity)[joints].tolist()
+        out.min_velocity = np.minimum(np.minimum(low, -creep), wanted.velocity)[joints].tolist()
+
+
+def _arrays(motion: Motion) -> tuple[Array, Array, Array]:
+    return motion.position, motion.velocity, motion.acceleration
+
+
+def _of(motion: Motion, joints: NDArray[np.int_]) -> Motion:
+    return Motion(motion.position[joints], motion.velocity[joints], motion.acceleration[joints])
+
+
+def _put(motion: Motion, joints: NDArray[np.int_], part: Motion) -> None:
+    for whole, values in zip(_arrays(motion), _arrays(part), strict=True):
+        whole[joints] = values
