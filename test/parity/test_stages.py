@@ -175,16 +175,20 @@ def test_what_the_stages_do_not_do_is_refused(reference: Reference) -> None:
         FlowStage(SimpleNamespace(action_expert=expert, config=config), 6)
 
 
-def test_a_picture_seen_last_time_is_not_encoded_again(reference: Reference) -> None:
+def test_a_picture_seen_last_time_is_not_encoded_again(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = fast(reference.opened)
     encoded: list[int] = []
-    backbone = ours._vision.backbone
-    handle = backbone.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].shape[1]))
+    real = ours._vision.encode
+
+    def encode(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        encoded.append(pixels.shape[0])
+        return real(pixels, table)
+
+    monkeypatch.setattr(ours._vision, "encode", encode)
     cache = None
     for frame in frames(1, 2, "n=scw"):
         answer = predict(ours, frame, cache)
         cache = answer.depth_cache
-    handle.remove()
     assert encoded == [2, 1, 1], "both at first; then the main picture alone, then the last one alone"
 
 

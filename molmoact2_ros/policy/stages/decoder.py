@@ -36,6 +36,9 @@ class KeyValueStore:
         return self.keys[:, : self.length], self.values[:, : self.length]
 
 
+MASKED = -30000.0
+"""Added to the score of what may not be seen: its weight is exactly zero, and half precision and TensorRT hold it."""
+
 Extend = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Takes a layer's index and the new rows' keys and values (n, kv width); returns all that the layer reads."""
 
@@ -193,4 +196,4 @@ def causal_mask(is_image: torch.Tensor, capacity: int, dtype: torch.dtype) -> to
     seen = torch.ones((capacity, capacity), device=device, dtype=torch.bool).tril()
     n = is_image.shape[0]
     seen[:n, :n] |= is_image[:, None] & is_image[None]
-    return torch.zeros(seen.shape, device=device, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    return torch.zeros(seen.shape, device=device, dtype=dtype).masked_fill_(~seen, MASKED)

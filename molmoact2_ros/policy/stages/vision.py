@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from molmoact2_ros.policy.stages.decoder import MASKED
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -40,9 +42,35 @@ class VisionStage(nn.Module):
         tables = [
             torch.where(table >= 0, table + index * crops * patches, table) for index, table in enumerate(pooling)
         ]
-        features = self.backbone(torch.cat(list(pixels))[None], torch.cat(tables)[None])
-        counts = [int((table >= 0).any(dim=-1).sum()) for table in pooling]
-        return list(features.split(counts))
+        features = self.encode(torch.cat(list(pixels)), torch.cat(tables))
+        valid = [(table >= 0).any(dim=-1) for table in pooling]
+        parts = features.split([table.shape[0] for table in pooling])
+        return [part if bool(kept.all()) else part[kept] for part, kept in zip(parts, valid, strict=True)]
+
+    def encode(self, pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Features (tokens, width) of every row of `table`: the one definition that every backend runs.
+
+        Args:
+            pixels: (crops, patches, values), uint8, or float of -1 .. 1 as the reference's processor scales it.
+            table: (tokens, k) which patches of all crops make a token, -1 for none.
+        """
+        backbone = self.backbone
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255.0
+        else:
+            # The processor's floats, brought to the grid of whole pixel values.
+            pixels = torch.round((pixels.float() + 1.0) * 0.5 * 255.0).clamp(0.0, 255.0) / 255.0
+        features = backbone.encode_image((pixels * 2.0 - 1.0).to(backbone.dtype)[None]).flatten(0, 2)
+        valid = table >= 0
+        pooled = features[table.clamp(min=0)] * valid[..., None].to(features.dtype)
+        attention, mask = backbone.image_pooling_2d, None
+        if backbone.adapter_config.pooling_attention_mask:
+            query = pooled.sum(-2, keepdim=True) / valid.sum(-1).clamp(min=1)[:, None, None].to(features.dtype)
+            kind = torch.float32 if attention.float32_attention else features.dtype
+            mask = torch.where(valid, 0.0, MASKED).to(kind)[:, None, None]
+        else:
+            query = pooled.mean(-2, keepdim=True)
+        return backbone.image_projector(attention(query, pooled, attn_mask=mask)).flatten(0, 1)
 
     def see(
         self,
