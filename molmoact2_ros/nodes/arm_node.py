@@ -119,5 +119,7 @@ class ArmNode(MolmoNode):
         status = DiagnosticStatus(level=level, name="driver", message=state[1], hardware_id=self.param("robot"))
         status.values = [KeyValue(key="connected", value=str(thread.loop.connected).lower())]
         self._state.publish(status)
-        log = self.get_logger().info if level == DiagnosticStatus.OK else self.get_logger().error
-        log(f"arm: {state[1]}")
+        if level == DiagnosticStatus.OK:
+            self.get_logger().info(f"arm: {state[1]}")
+        else:
+            self.get_logger().error(f"arm: {state[1]}")
