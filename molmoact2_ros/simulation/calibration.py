@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.embodiments.franka_droid import FLANGE_Z, HAND_YAW
+from molmoact2_ros.embodiments.kinematics import quaternion_from_rpy, rotation_from_quaternion
+
 Array = NDArray[np.float64]
 
 
@@ -18,7 +21,7 @@ class CameraCalibration:
     Attributes:
         width, height: picture size, pixels.
         k: intrinsic matrix (3, 3), pixels.
-        mount: the link the camera is fixed to, `base_link` or `gripper_link`.
+        mount: the link the camera is fixed to: the robot's base link or one of its wrist links.
         pose: pose (4, 4) of the optical frame (z forward, x right, y down) in the mount link, m.
     """
 
@@ -53,6 +56,20 @@ def _pinhole(width: int, height: int, fovy_deg: float) -> Array:
     return np.array([[focal, 0.0, width / 2.0], [0.0, focal, height / 2.0], [0.0, 0.0, 1.0]])
 
 
+def _turned(rpy: tuple[float, float, float], xyz: tuple[float, float, float]) -> Array:
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_from_quaternion(quaternion_from_rpy(*rpy))
+    pose[:3, 3] = xyz
+    return pose
+
+
+# The hand of the Franka in the frame of the link that carries it, and the camera in the hand's frame: beside the
+# fingers, which move along y, and looking past their tips.
+_HAND = _turned((0.0, 0.0, HAND_YAW), (0.0, 0.0, FLANGE_Z))
+_BESIDE_HAND = looking_at((0.100, 0.0, 0.035), (0.030, 0.0, 0.170), (-1, 0, 0))
+# Behind the gripper of the YAM, canted by 25 degrees towards the fingertips.
+_YAM_WRIST = _turned((np.radians(-25.0), 0.0, 0.0), (0.0, -0.0704, 0.077))
+
 _CELLS: dict[str, dict[str, CameraCalibration]] = {
     "so101": {
         # Faces the arm from across the table and a little above, so that the gripper never hides the whole cube.
@@ -71,7 +88,30 @@ _CELLS: dict[str, dict[str, CameraCalibration]] = {
             "gripper_link",
             looking_at((0.012, -0.085, -0.015), (0.012, 0.0, -0.095), (1, 0, 0)),
         ),
-    }
+    },
+    "franka": {
+        # Beside the table, as DROID has it, and of its picture size.
+        "exterior": CameraCalibration(
+            320,
+            180,
+            _pinhole(320, 180, 44.0),
+            "fr3_link0",
+            looking_at((1.12, 0.50, 0.60), (0.46, 0.0, 0.20), (0, 0, 1)),
+        ),
+        "wrist": CameraCalibration(320, 180, _pinhole(320, 180, 64.0), "fr3_link7", _HAND @ _BESIDE_HAND),
+    },
+    "yam": {
+        # Where the vendor's station has them, at half the native size.
+        "top": CameraCalibration(
+            320,
+            180,
+            _pinhole(320, 180, 56.0),
+            "left_base_link",
+            looking_at((-0.1665, -0.305, 0.9543), (0.3335, -0.305, 0.0883), (0, 0, 1)),
+        ),
+        "left": CameraCalibration(320, 180, _pinhole(320, 180, 56.0), "left_link6", _YAM_WRIST),
+        "right": CameraCalibration(320, 180, _pinhole(320, 180, 56.0), "right_link6", _YAM_WRIST),
+    },
 }
 
 

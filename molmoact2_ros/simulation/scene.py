@@ -92,16 +92,13 @@ def numbers(values: object) -> str:
     return " ".join(f"{float(v):.6g}" for v in np.ravel(np.asarray(values, dtype=np.float64)))
 
 
-def camera_axes(calibration: CameraCalibration) -> Array:
-    """MJCF's xyaxes (6,) of a camera: MuJoCo looks along -z with y up, the optical frame has z forward and y down."""
-    rotation = calibration.pose[:3, :3]
-    return np.concatenate([rotation[:, 0], -rotation[:, 1]])
-
-
 def camera_xml(name: str, calibration: CameraCalibration) -> str:
     """A camera in the body of its mount."""
+    rotation = calibration.pose[:3, :3]
+    # MuJoCo's camera looks along -z with y up; the optical frame has z forward and y down.
+    axes = np.concatenate([rotation[:, 0], -rotation[:, 1]])
     return (
-        f'<camera name="{name}" pos="{numbers(calibration.pose[:3, 3])}" xyaxes="{numbers(camera_axes(calibration))}" '
+        f'<camera name="{name}" pos="{numbers(calibration.pose[:3, 3])}" xyaxes="{numbers(axes)}" '
         f'fovy="{calibration.fovy_deg:.6g}"/>'
     )
 
