@@ -3,6 +3,7 @@ cube."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
-from molmoact2_ros.simulation.expert import expert_chunk
+from molmoact2_ros.simulation.experts import expert_of
 
 
 class ExpertNode(MolmoNode):
@@ -35,8 +36,7 @@ class ExpertNode(MolmoNode):
 
     def setup(self) -> None:
         self._robot = embodiment(self.param("robot"))
-        # The first call solves the inverse kinematics on its grid, which takes seconds.
-        expert_chunk(self._robot.rest_position, np.array([0.2, 0.0, 0.014]), horizon=1)
+        self._expert = expert_of(self._robot.name)
         self._publisher = self.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
         self.create_subscription(JointState, "joint_states", self._on_joints, SENSOR)
         self.create_subscription(PoseStamped, "sim/object_pose", self._on_cube, SENSOR)
@@ -67,8 +67,9 @@ class ExpertNode(MolmoNode):
             return
         begun = time.perf_counter()
         joints = self._robot.reorder(self._joints.name, np.asarray(self._joints.position))
-        cube = self._cube.pose.position
-        rows = expert_chunk(joints, np.array([cube.x, cube.y, cube.z]), self._robot.rate_hz, self._robot.horizon)
+        cube, turn = self._cube.pose.position, self._cube.pose.orientation
+        yaw = math.atan2(2.0 * (turn.w * turn.z + turn.x * turn.y), 1.0 - 2.0 * (turn.y**2 + turn.z**2))
+        rows = self._expert(joints, np.array([cube.x, cube.y, cube.z]), yaw)
         message = JointTrajectory(joint_names=list(self._robot.joint_names))
         message.header.stamp = self._joints.header.stamp
         for i, row in enumerate(rows):

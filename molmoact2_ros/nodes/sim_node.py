@@ -10,6 +10,7 @@ import math
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from std_srvs.srv import Trigger
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
-from molmoact2_ros.simulation.cell import CellRandomisation, So101Cell
+from molmoact2_ros.simulation.cells import make_cell, scene_of
 from molmoact2_ros.simulation.emulators.wired import WIRES, Wire
 from molmoact2_ros.simulation.runner import CellRunner, CellSnapshot
 
@@ -71,14 +72,12 @@ class SimNode(MolmoNode):
         self.create_service(Trigger, "sim/reset", self._on_reset)
         self._message = JointState(name=list(robot.joint_names))
         prefix = self.param("link_prefix")
-        variation = (
-            CellRandomisation()
-            if self.param("vary")
-            else CellRandomisation(light=0, colour=0, camera_m=0, camera_rad=0)
-        )
+        variation = scene_of(robot.name).randomisation
+        if not self.param("vary"):
+            variation = replace(variation, light=0, colour=0, camera_m=0, camera_rad=0)
         seed = int(self.param("seed"))
         self._runner = CellRunner(
-            make_cell=lambda: So101Cell(seed=seed, randomisation=variation),
+            make_cell=lambda: make_cell(robot.name, seed, variation),
             links={camera: f"{prefix}_{camera}" for camera in robot.camera_names},
             on_reading=self._publish,
             clock=self.now_ns,
@@ -186,7 +185,7 @@ class SimNode(MolmoNode):
             self._joints.publish(self._message)
         self._readings += 1
         if self._readings % 3 == 0:
-            self._object.publish(_pose(snapshot, stamp))
+            self._object.publish(_pose(snapshot, stamp, self._robot.base_link))
         with self._episode_lock:
             before = self._state
             if before == "running":
@@ -199,10 +198,10 @@ class SimNode(MolmoNode):
             self._episode.publish(_episode(snapshot, state))
 
 
-def _pose(snapshot: CellSnapshot, stamp: object) -> PoseStamped:
+def _pose(snapshot: CellSnapshot, stamp: object, frame: str) -> PoseStamped:
     message = PoseStamped()
     message.header.stamp = stamp
-    message.header.frame_id = "base_link"
+    message.header.frame_id = frame
     place, turn = message.pose.position, message.pose.orientation
     place.x, place.y, place.z = (float(v) for v in snapshot.object_position)
     turn.w, turn.x, turn.y, turn.z = (float(v) for v in snapshot.object_wxyz)
