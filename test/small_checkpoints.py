@@ -67,8 +67,9 @@ def so101_metadata(cameras: tuple[str, ...] = ("front", "wrist")) -> dict[str, A
 
 
 @cache
-def _tokenizer() -> Any:
-    return build_tokenizer(prompt_texts(["pick up the red cube"], ROBOT.setup_type, ROBOT.control_mode))
+def _tokenizer(num_action_tokens: int = 0) -> Any:
+    texts = prompt_texts(["pick up the red cube"], ROBOT.setup_type, ROBOT.control_mode)
+    return build_tokenizer(texts, num_action_tokens=num_action_tokens)
 
 
 def make_checkpoint(
@@ -76,7 +77,7 @@ def make_checkpoint(
 ) -> Path:
     """Write a tiny random checkpoint for the SO-101 into `directory` and return it; `sizes` override `TINY`."""
     small = replace(TINY, **sizes)
-    tokenizer, vocabulary = _tokenizer()
+    tokenizer, vocabulary = _tokenizer(small.num_action_tokens)
     model = new_model(build_config(small, tokenizer, vocabulary), seed)
     end_depth_at_once(model)
     stats = norm_stats(ROBOT.norm_tag, metadata or so101_metadata())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from molmoact2_ros.policy.interface import Observation, Policy, Prediction
+from molmoact2_ros.policy.options import MAX_GAP_S, FastOptions
+from molmoact2_ros.policy.rtc import RTCOptions
 
 BACKENDS = ("torch", "reference")
 """torch: the reference's weights in stages, with the same codes and actions; reference: its own `predict_action`."""
@@ -25,6 +28,10 @@ def open_policy(
     threads: int = 0,
     seed: int = 0,
     cameras: tuple[str, ...] | None = None,
+    options: FastOptions | None = None,
+    rtc: RTCOptions | None = None,
+    max_gap_s: float = MAX_GAP_S,
+    now_ns: Callable[[], int] = time.time_ns,
     log: Callable[[str], None] | None = None,
 ) -> Policy:
     """Open a checkpoint and return the policy that runs it.
@@ -39,34 +46,66 @@ def open_policy(
         threads: CPU threads of torch in this process, 0 for its default.
         seed: of the flow's noise.
         cameras: the robot's cameras in the order of the prompt, where the checkpoint's camera names do not say it.
+        options: kind of actions and how depth is predicted; backend reference has the default ones only.
+        rtc: guidance by the last chunk (off by default); not with backend reference.
+        max_gap_s: depth that is older is not replayed, s.
+        now_ns: the clock of the observations' stamps, ns; latencies are measured with it.
         log: takes one line for the user when something changes that the prediction cannot show.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or made for something else.
-        ValueError: unknown backend, device or dtype.
+        ValueError: unknown backend, device or dtype, or options that do not go together.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; this version has: {', '.join(BACKENDS)}")
-    opened = open_checkpoint(checkpoint, robot, norm_tag, cameras=cameras)
+    options, rtc = options or FastOptions(), rtc or RTCOptions()
+    _check(backend, options, rtc)
+    opened = open_checkpoint(checkpoint, robot, norm_tag, cameras=cameras, action_mode=options.action_mode)
     say = log or logging.getLogger(__name__).warning
     for note in opened.notes:
         say(note)
     if backend == "torch":
         from molmoact2_ros.policy.fast_policy import FastPolicy
 
-        return FastPolicy(opened, robot, device=device, dtype=dtype, threads=threads, seed=seed, log=say)
+        return FastPolicy(
+            opened,
+            robot,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            seed=seed,
+            log=say,
+            options=options,
+            rtc=rtc,
+            max_gap_s=max_gap_s,
+            now_ns=now_ns,
+        )
     from molmoact2_ros.policy.reference_policy import ReferencePolicy
 
-    return ReferencePolicy(opened, robot, device=device, dtype=dtype, threads=threads, seed=seed, log=say)
+    return ReferencePolicy(
+        opened, robot, device=device, dtype=dtype, threads=threads, seed=seed, log=say, max_gap_s=max_gap_s
+    )
+
+
+def _check(backend: str, options: FastOptions, rtc: RTCOptions) -> None:
+    default = FastOptions()
+    changed = [name for name, value in vars(options).items() if value != getattr(default, name)]
+    changed += ["rtc.enabled"] if rtc.enabled else []
+    if backend == "reference" and changed:
+        raise ValueError(f"{', '.join(changed)}: needs backend torch; the reference has its own way only")
+    if rtc.enabled and options.action_mode == "discrete":
+        raise ValueError("rtc guides the flow, which action_mode discrete has not; switch one of them off")
 
 
 __all__ = [
     "BACKENDS",
     "Checkpoint",
     "CheckpointError",
+    "FastOptions",
     "Observation",
     "Policy",
     "Prediction",
+    "RTCOptions",
     "open_checkpoint",
     "open_policy",
 ]

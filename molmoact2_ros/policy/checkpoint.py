@@ -93,9 +93,16 @@ def resolve_directory(checkpoint: str | Path) -> Path:
 
 
 def open_checkpoint(
-    checkpoint: str | Path, robot: Embodiment, norm_tag: str, cameras: tuple[str, ...] | None = None
+    checkpoint: str | Path,
+    robot: Embodiment,
+    norm_tag: str,
+    cameras: tuple[str, ...] | None = None,
+    action_mode: str = "continuous",
 ) -> Checkpoint:
     """Check a checkpoint against `robot` and return what is known about it; see `open_policy` for the arguments.
+
+    Args:
+        action_mode: what its actions are wanted as, "continuous" or "discrete".
 
     Raises:
         CheckpointError: with what was expected, what was found and what to do.
@@ -108,6 +115,7 @@ def open_checkpoint(
             f"{directory / 'config.json'}: not a MolmoAct2 checkpoint in the released format (no text_config; it says "
             f"{kind!r}). Of a LeRobot conversion, use the original checkpoint instead (allenai/MolmoAct2-...)"
         )
+    _require_actions(config, action_mode)
     stats_path = directory / str(config.get("norm_stats_filename") or "norm_stats.json")
     _require_files(directory, stats_path)
     metadata, mode = _read_stats(stats_path, norm_tag)
@@ -128,6 +136,26 @@ def open_checkpoint(
         depth_side=_depth_side(config),
         notes=tuple(notes),
     )
+
+
+def _require_actions(config: Mapping[str, Any], wanted: str) -> None:
+    """The checkpoint must have been trained on the kind of actions that is wanted."""
+    found = config.get("action_mode", "both")
+    if found not in (wanted, "both"):
+        other = "discrete" if wanted == "continuous" else "continuous"
+        raise CheckpointError(
+            f"action_mode {wanted}: the checkpoint's action_mode is {found!r}; use action_mode {other}, or another "
+            "checkpoint"
+        )
+    if not config.get("add_action_expert", True):
+        # The stages read the expert's sizes in either mode, and no released checkpoint is without it.
+        raise CheckpointError("config.json: add_action_expert is false; only checkpoints with an action expert run")
+    if wanted == "discrete":
+        keys = ("action_start_token_id", "action_end_token_id", "action_token_start_id", "eos_token_id")
+        absent = [key for key in keys if config.get(key) is None]
+        absent += [] if config.get("num_action_tokens") else ["num_action_tokens"]
+        if absent:
+            raise CheckpointError(f"action_mode discrete: config.json lacks {', '.join(absent)}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -277,10 +305,6 @@ def _cameras(metadata: Mapping[str, Any], robot: Embodiment, chosen: tuple[str, 
 def _horizon(
     config: Mapping[str, Any], metadata: Mapping[str, Any], tag: str, robot: Embodiment, notes: list[str]
 ) -> int:
-    if not config.get("add_action_expert", True) or config.get("action_mode", "both") not in {"continuous", "both"}:
-        raise CheckpointError(
-            f"action_mode is {config.get('action_mode')!r}: only checkpoints with continuous actions run"
-        )
     longest = int(config.get("max_action_horizon") or 0)
     horizon = int(metadata.get("action_horizon") or longest)
     rows = int(metadata.get("n_action_steps") or horizon)

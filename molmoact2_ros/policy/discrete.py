@@ -104,11 +104,10 @@ class DiscreteActions:
         horizon, dof: of the chunk that the model was trained on.
 
     Raises:
-        CheckpointError: the checkpoint has no discrete actions, or the tokenizer is not its own.
+        CheckpointError: the tokenizer is not the checkpoint's own.
     """
 
     def __init__(self, config: Any, head: torch.Tensor, tokenizer: FastTokenizer, horizon: int, dof: int) -> None:
-        require_discrete(config)
         if tokenizer.size > int(config.num_action_tokens):
             raise CheckpointError(
                 f"the FAST tokenizer has {tokenizer.size} entries, the checkpoint {config.num_action_tokens} action "
@@ -158,20 +157,3 @@ class DiscreteActions:
         if not bins:
             raise RuntimeError(f"the model wrote {len(tokens)} tokens and no action token among them")
         return self._tokenizer.decode(bins, self._horizon, self._dof)
-
-
-def require_discrete(config: Any) -> None:
-    """Refuse a checkpoint without discrete actions.
-
-    Raises:
-        CheckpointError: with what it has.
-    """
-    if config.action_mode not in ("discrete", "both"):
-        raise CheckpointError(
-            f"action_mode discrete: the checkpoint's action_mode is {config.action_mode!r}; use action_mode "
-            "continuous, or a checkpoint that was trained on action tokens"
-        )
-    keys = ("action_start_token_id", "action_end_token_id", "action_token_start_id", "eos_token_id")
-    absent = [key for key in keys if getattr(config, key, None) is None]
-    if absent or not int(config.num_action_tokens or 0):
-        raise CheckpointError(f"action_mode discrete: config.json lacks {', '.join(absent) or 'num_action_tokens'}")

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
-from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer, require_discrete
+from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer
 from molmoact2_ros.policy.options import FastOptions as FastOptions
 from molmoact2_ros.policy.reference import (
     Answer,
@@ -82,12 +82,6 @@ class FastModel:
         processor = load_processor(checkpoint.directory)
         config = self.model.config
         check_tokenizer(checkpoint, processor.tokenizer, config)
-        discrete = self.options.action_mode == "discrete"
-        if not discrete and config.action_mode not in ("continuous", "both"):
-            raise CheckpointError(
-                f"backend torch: action_mode is {config.action_mode!r}; use a checkpoint with continuous actions or "
-                "action_mode discrete"
-            )
         self._stats = self.model._get_robot_stats()
         tag = checkpoint.norm_tag
         self._dof = int(self._stats.get_action_dim(tag) or config.max_action_dim)
@@ -99,8 +93,7 @@ class FastModel:
         self.stages = open_stages(self.model.model, self._dof)
         self._vision, self._decoder, self._flow = self.stages.vision, self.stages.decoder, self.stages.flow
         self._discrete: DiscreteActions | None = None
-        if discrete:
-            require_discrete(config)
+        if self.options.action_mode == "discrete":
             tokenizer = open_action_tokenizer(checkpoint.directory, self.options.action_tokenizer)
             head = self.model.lm_head.weight
             self._discrete = DiscreteActions(config, head, tokenizer, self._horizon, self._dof)

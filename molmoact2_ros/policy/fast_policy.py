@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint
-from molmoact2_ros.policy.fast_model import FastModel, FastOptions
+from molmoact2_ros.policy.fast_model import FastModel
 from molmoact2_ros.policy.model_policy import ModelPolicy
+from molmoact2_ros.policy.options import MAX_GAP_S, FastOptions
+from molmoact2_ros.policy.rtc import RTCOptions
 
 
 class FastPolicy(ModelPolicy):
@@ -26,6 +29,9 @@ class FastPolicy(ModelPolicy):
         seed: int = 0,
         log: Callable[[str], None],
         options: FastOptions | None = None,
+        rtc: RTCOptions | None = None,
+        max_gap_s: float = MAX_GAP_S,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         super().__init__(
             checkpoint,
@@ -36,4 +42,7 @@ class FastPolicy(ModelPolicy):
             threads=threads,
             seed=seed,
             log=log,
+            rtc=rtc,
+            max_gap_s=max_gap_s,
+            now_ns=now_ns,
         )

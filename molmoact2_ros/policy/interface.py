@@ -49,8 +49,9 @@ class Prediction:
         rate_hz: rate of the rows.
         depth_codes: (g, g) uint8 codes of the main camera, row by row; None without depth reasoning.
         depth_updated: (g, g) bool, True where the cell was predicted anew and not replayed.
-        timings_ms: wall time by stage: preprocess, vision, prefill, depth, flow, total.
+        timings_ms: wall time by stage: preprocess, vision, prefill, depth, flow (or action tokens), total.
         forwards: passes through the language model.
+        guided_rows: rows that were drawn towards the last chunk (real-time chunking); 0 for a plain flow.
     """
 
     stamp_ns: int
@@ -61,6 +62,7 @@ class Prediction:
     depth_updated: NDArray[np.bool_] | None
     timings_ms: Mapping[str, float]
     forwards: int | None
+    guided_rows: int = 0
 
 
 class UnendedSequenceError(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,13 +13,12 @@ from numpy.typing import NDArray
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.interface import Observation, Prediction
+from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import Answer, DepthCache, normalized_task
+from molmoact2_ros.policy.rtc import ChunkGuide, Prefix, RTCOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-MAX_CACHE_GAP_NS = 2_000_000_000
-"""Depth older than this is not replayed: too much may have happened unseen."""
 
 
 class Model(Protocol):
@@ -32,8 +32,9 @@ class Model(Protocol):
         *,
         depth_cache: DepthCache | None,
         generator: torch.Generator,
+        bound: Prefix | None = None,
     ) -> Answer:
-        """One call; a failed one leaves no trace."""
+        """One call, guided by `bound`; a failed one leaves no trace."""
 
     def reset(self) -> None:
         """Begin an episode."""
@@ -43,7 +44,7 @@ class ModelPolicy:
     """Runs a checkpoint with the model that a backend makes of it.
 
     Invariant: the depth cache belongs to the last prediction of the present task; `reset`, another task, another image
-    size and a gap in time drop it. A failed call leaves it as it was.
+    size and a gap in time drop it. A failed call leaves it as it was, and also the chunk that guides the next one.
     """
 
     def __init__(
@@ -57,6 +58,9 @@ class ModelPolicy:
         threads: int = 0,
         seed: int = 0,
         log: Callable[[str], None],
+        rtc: RTCOptions | None = None,
+        max_gap_s: float = MAX_GAP_S,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         if threads > 0:
             torch.set_num_threads(threads)
@@ -66,6 +70,9 @@ class ModelPolicy:
         self._log = log
         self._model = open_model(where, _dtype(dtype, where, checkpoint))
         self._generator = torch.Generator(device=where).manual_seed(seed)
+        self._guide = ChunkGuide(rtc or RTCOptions(), checkpoint.rate_hz)
+        self._now_ns = now_ns
+        self._max_gap_s = max_gap_s
         self._cache: DepthCache | None = None
         self._cache_task = ""
         self._cache_stamp_ns = 0
@@ -77,8 +84,9 @@ class ModelPolicy:
         return self._checkpoint
 
     def reset(self) -> None:
-        """Drop the depth cache: the next call predicts every cell."""
+        """Begin an episode: the next call predicts every cell, and no chunk before it guides it."""
         self._cache = None
+        self._guide.reset()
         self._model.reset()
 
     def infer(self, observation: Observation) -> Prediction:
@@ -96,7 +104,8 @@ class ModelPolicy:
         state = self._robot.model_from_joints(joints, self._checkpoint.frame)
         self._report_outside(state)
         cache = self._usable_cache(task, images[0], observation)
-        answer = self._model.predict(images, task, state, depth_cache=cache, generator=self._generator)
+        bound = self._guide.prefix(observation.stamp_ns, task, self._checkpoint.horizon)
+        answer = self._model.predict(images, task, state, depth_cache=cache, generator=self._generator, bound=bound)
         size = (self._checkpoint.horizon, self._robot.dof)
         if answer.actions.shape != size or not np.all(np.isfinite(answer.actions)):
             raise RuntimeError(
@@ -107,6 +116,8 @@ class ModelPolicy:
         codes, updated = self._depth(answer)
         self._cache, self._cache_task = answer.depth_cache, task
         self._cache_stamp_ns = observation.stamp_ns
+        latency_s = (self._now_ns() - observation.stamp_ns) * 1e-9
+        self._guide.published(answer.actions, observation.stamp_ns, task, latency_s)
         return Prediction(
             stamp_ns=observation.stamp_ns,
             chunk_model=answer.actions,
@@ -116,6 +127,7 @@ class ModelPolicy:
             depth_updated=updated,
             timings_ms=answer.timings_ms,
             forwards=answer.forwards,
+            guided_rows=0 if bound is None else int(np.count_nonzero(bound.weights)),
         )
 
     def _images(self, observation: Observation) -> list[NDArray[np.uint8]]:
@@ -141,7 +153,7 @@ class ModelPolicy:
         if task != self._cache_task:
             return None
         gap = observation.stamp_ns - self._cache_stamp_ns
-        if not 0 <= gap <= MAX_CACHE_GAP_NS:
+        if not 0 <= gap <= self._max_gap_s * 1e9:
             self._log(f"depth cache dropped: {gap / 1e9:.2f} s since the last prediction; every cell is predicted anew")
             return None
         if np.shape(cache["image"]) != image.shape:

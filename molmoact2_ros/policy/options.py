@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_GAP_S = 2.0
+"""Depth older than this is not replayed: too much may have happened unseen."""
+
 ACTION_MODES = ("continuous", "discrete")
 DEPTH_MODES = ("adaptive", "full")
 REDRAFTS = ("auto", "prev", "jacobi")

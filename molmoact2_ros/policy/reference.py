@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
 from molmoact2_ros.policy.interface import UnendedSequenceError
+from molmoact2_ros.policy.rtc import Prefix
 from molmoact2_ros.policy.weights import TensorInfo, check_tensors
 
 LEROBOT = "0.6.1"
@@ -239,12 +240,16 @@ class ReferenceModel:
         *,
         depth_cache: DepthCache | None,
         generator: torch.Generator,
+        bound: Prefix | None = None,
     ) -> Answer:
         """One call of `predict_action`: continuous actions, adaptive depth where the checkpoint has depth.
 
         Raises:
+            ValueError: it should be guided.
             UnendedSequenceError: the model gave no depth sequence that ends.
         """
+        if bound is not None:
+            raise ValueError("the reference's predict_action cannot be guided by a prefix; use backend torch")
         self.clock.reset()
         with torch.inference_mode(), self.clock.stage("total"), _unended_named():
             output = self.model.predict_action(

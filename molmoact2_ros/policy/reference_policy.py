@@ -7,6 +7,7 @@ from collections.abc import Callable
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.model_policy import ModelPolicy
+from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import ReferenceModel
 
 
@@ -25,6 +26,7 @@ class ReferencePolicy(ModelPolicy):
         threads: int = 0,
         seed: int = 0,
         log: Callable[[str], None],
+        max_gap_s: float = MAX_GAP_S,
     ) -> None:
         super().__init__(
             checkpoint,
@@ -35,4 +37,5 @@ class ReferencePolicy(ModelPolicy):
             threads=threads,
             seed=seed,
             log=log,
+            max_gap_s=max_gap_s,
         )

@@ -39,12 +39,19 @@ class Expected:
     tokens: list[int]
 
 
-def checkpoint(directory: Path, cameras: int, **sizes: Any) -> Checkpoint:
-    """A random checkpoint that takes `cameras` pictures."""
-    make_checkpoint(directory, metadata=so101_metadata(("front", "wrist")[: min(cameras, 2)]), **sizes)
+def checkpoint(directory: Path, cameras: int, metadata: dict[str, Any] | None = None, **sizes: Any) -> Checkpoint:
+    """A random checkpoint that takes `cameras` pictures; `metadata` overrides what it says about the robot."""
+    stated = {**so101_metadata(("front", "wrist")[: min(cameras, 2)]), **(metadata or {})}
+    make_checkpoint(directory, metadata=stated, **sizes)
     names = ("front", "wrist")[: min(cameras, 2)]
     opened = open_checkpoint(directory, ROBOT, TAG, names)
     return replace(opened, cameras=("front", "wrist", "side")[:cameras])
+
+
+def action_checkpoint(directory: Path, cameras: int, tokens: int, horizon: int, **sizes: Any) -> Checkpoint:
+    """A random checkpoint that has both kinds of actions, `tokens` action tokens and chunks of `horizon` rows."""
+    sizes = {"action_mode": "both", "num_action_tokens": tokens, "horizon": horizon, **sizes}
+    return checkpoint(directory, cameras, {"action_horizon": horizon, "n_action_steps": horizon}, **sizes)
 
 
 def frames(seed: int, cameras: int, changes: str, size: tuple[int, int] = (60, 80)) -> Iterator[Frame]:
