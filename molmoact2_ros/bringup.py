@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,8 +14,9 @@ from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.share import PACKAGE, share_path
 
 POLICIES = ("molmoact2", "expert")
+DRIVERS = ("auto", "node", "external")
 
-Value = bool | int | float | str | list[str]
+Value = bool | int | float | str | list[str] | list[float]
 """What a ROS parameter of this package can hold."""
 
 
@@ -25,8 +26,8 @@ class Options:
 
     Attributes:
         robot: an embodiment's name.
-        sim: start the simulated cell and drive episodes on it; otherwise the driver comes from elsewhere, and the
-            camera sources from the config file.
+        sim: start the simulated cell and drive episodes on it; otherwise the robot's driver, with the camera sources
+            of the config file.
         wire: put the simulated cell behind the emulated bus of the real arm, with the real driver on it.
         policy: `molmoact2`, or `expert` for the scripted expert of the simulated cell.
         checkpoint: directory or Hugging Face id; empty for the checkpoint of the simulated cell that ships here.
@@ -38,8 +39,14 @@ class Options:
         film, picture: paths of the run's video and picture; empty makes none.
         visualize: start the visualizer. A film needs it.
         namespace: ROS namespace; empty for the robot's name.
-        link_prefix: names the shared memory of the simulated cameras; two cells at once need two.
+        link_prefix: names the shared memory of the simulated cameras, since two cells at once need two; empty for one
+            that follows from the namespace.
         config: parameter file; empty for the one that ships here.
+        driver: `node` starts this package's driver, `external` none (franka_ros2, or one of your own); `auto` is
+            `node`, but for a Franka without `robot_ip`.
+        robot_ip: address of a Franka. ports: serial port of an SO-100/101, or the CAN channels of the left and the
+            right YAM. serials: of the RealSense cameras, in the order of the robot's cameras. Empty leaves what the
+            config file says.
     """
 
     robot: str = "so101"
@@ -56,8 +63,12 @@ class Options:
     picture: str = ""
     visualize: bool = True
     namespace: str = ""
-    link_prefix: str = "molmoact2"
+    link_prefix: str = ""
     config: str = ""
+    driver: str = "auto"
+    robot_ip: str = ""
+    ports: tuple[str, ...] = ()
+    serials: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,11 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     """
     robot = embodiment(options.robot)
     _check(options)
-    config = options.config or str(share_path(f"config/{robot.name}.yaml"))
-    namespace = "/" + (options.namespace or robot.name).strip("/")
+    config = options.config or str(share_path(f"config/{robot.family}.yaml"))
+    namespace = namespace_of(options)
     checkpoint = options.checkpoint or str(default_checkpoint(robot.name))
+    link_prefix = options.link_prefix or f"molmoact2_{namespace.strip('/').replace('/', '_')}"
+    cameras = list(robot.camera_names)
 
     def node(executable: str, /, *, essential: bool = True, threads: int = 1, **parameters: Value) -> NodeSpec:
         return NodeSpec(
@@ -120,19 +133,21 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         )
 
     def driver(parameters: Mapping[str, Value]) -> NodeSpec:
-        return node(f"{robot.name}_driver_node", **parameters)
+        spec = node(f"{robot.family}_driver_node")
+        return replace(spec, parameters=MappingProxyType({**spec.parameters, **parameters}))
 
     found = []
     if options.sim:
-        wire = str(Path(tempfile.gettempdir()) / f"{options.link_prefix}_wire") if options.wire else ""
-        found.append(node("sim_node", seed=options.seed, link_prefix=options.link_prefix, wire=wire))
+        wire = str(Path(tempfile.gettempdir()) / f"{link_prefix}_wire") if options.wire else ""
+        found.append(node("sim_node", seed=options.seed, link_prefix=link_prefix, wire=wire))
         if options.wire:
             found.append(driver(wired_parameters(robot.name, wire)))
-        links = [f"sim:{options.link_prefix}_{name}" for name in robot.camera_names]
-        found.append(node("camera_node", names=list(robot.camera_names), sources=links))
+        found.append(node("camera_node", names=cameras, sources=[f"sim:{link_prefix}_{name}" for name in cameras]))
     else:
-        found.append(driver({}))
-        found.append(node("camera_node", names=list(robot.camera_names)))
+        if options.driver == "node" or (options.driver == "auto" and (robot.family != "franka" or options.robot_ip)):
+            found.append(driver(hardware_parameters(options)))
+        sources = {"sources": [f"realsense:{serial}" for serial in options.serials]} if options.serials else {}
+        found.append(node("camera_node", names=cameras, **sources))
     if options.policy == "expert":
         found.append(node("expert_node"))
     else:
@@ -158,6 +173,31 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     return tuple(found)
 
 
+def namespace_of(options: Options) -> str:
+    """The namespace of all nodes, with its leading slash."""
+    return "/" + (options.namespace or embodiment(options.robot).name).strip("/")
+
+
+def hardware_parameters(options: Options) -> dict[str, Value]:
+    """Parameters of the robot's driver that follow from `robot_ip` and `ports`.
+
+    Raises:
+        ValueError: the robot has no such connection, or another number of them.
+    """
+    family, found = embodiment(options.robot).family, {}
+    ports = {"so101": ("port",), "yam": ("left_channel", "right_channel")}.get(family, ())
+    if options.robot_ip:
+        if family != "franka":
+            raise ValueError(f"robot_ip is of a Franka; {options.robot} has none")
+        found["robot_ip"] = options.robot_ip
+    if options.ports:
+        if len(options.ports) != len(ports):
+            what = " and ".join(ports) or "no ports"
+            raise ValueError(f"{options.robot} has {what}, got ports {', '.join(options.ports)}")
+        found.update(zip(ports, options.ports, strict=True))
+    return dict(found)
+
+
 def wired_parameters(robot: str, folder: str) -> dict[str, Value]:
     """Parameters that lead the driver of `robot` to the emulated bus under `folder`."""
     if robot == "so101":
@@ -174,6 +214,15 @@ def _check(options: Options) -> None:
         raise ValueError("the scripted expert knows the simulated cell only; use policy molmoact2 on a robot")
     if not options.task.strip():
         raise ValueError("the task is empty; say what the robot should do, for instance 'pick up the red cube'")
+    missing = missing_checkpoint(options)
+    if missing:
+        raise ValueError(missing)
+    if options.driver not in DRIVERS:
+        raise ValueError(f"driver must be one of {', '.join(DRIVERS)}, got {options.driver!r}")
+    count = len(embodiment(options.robot).camera_names)
+    if options.serials and len(options.serials) != count:
+        names = ", ".join(embodiment(options.robot).camera_names)
+        raise ValueError(f"serials must be {count}, one for each of {names}, got {len(options.serials)}")
     if options.episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {options.episodes}")
     if options.episode_timeout_s <= 0.0:
@@ -181,8 +230,30 @@ def _check(options: Options) -> None:
 
 
 def default_checkpoint(robot: str) -> Path:
-    """Directory of the checkpoint of the simulated cell that ships with this package."""
-    return Path(__file__).parent / "data" / f"{robot}_cell"
+    """Directory where the checkpoint of the simulated cell of `robot` is, for robots that have one."""
+    return Path(__file__).parent / "data" / f"{embodiment(robot).family}_cell"
+
+
+def missing_checkpoint(options: Options) -> str:
+    """Why the policy has no checkpoint to run with, and what to do; empty when it has."""
+    if options.policy != "molmoact2" or options.checkpoint:
+        return ""
+    if not options.sim:
+        return f"policy molmoact2 needs a checkpoint on a robot (for instance {_RELEASED[embodiment(options.robot).family]})"
+    own = default_checkpoint(options.robot)
+    if (own / "config.json").is_file():
+        return ""
+    return (
+        f"there is no trained checkpoint of the simulated {options.robot} cell (looked in {own}); let the scripted "
+        f"expert drive (policy expert), or name a checkpoint (for instance {_RELEASED[embodiment(options.robot).family]})"
+    )
+
+
+_RELEASED = {
+    "so101": "allenai/MolmoAct2-SO100_101",
+    "franka": "allenai/MolmoAct2-DROID",
+    "yam": "allenai/MolmoAct2-BimanualYAM",
+}
 
 
 def fastdds_profile() -> Path:

@@ -51,6 +51,13 @@ def parser() -> argparse.ArgumentParser:
     _add_run_options(loop, episodes=3)
     loop.add_argument("--page", default="benchmarks/loop.md", metavar="FILE", help="page to write (%(default)s)")
     loop.set_defaults(run=_bench_loop)
+    robots = benches.add_parser("robots", help="real drivers on emulated buses: a minute of motion, every fault switch")
+    robots.add_argument("--robot", action="append", metavar="NAME", help="which; may be repeated (all there are)")
+    robots.add_argument("--motion", type=float, default=60.0, metavar="S", help="length of the motion (%(default)s)")
+    robots.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="logs (%(default)s)")
+    robots.add_argument("--page", default="benchmarks/robots.md", metavar="FILE", help="page to write (%(default)s)")
+    robots.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    robots.set_defaults(run=_bench_robots)
     policy = benches.add_parser("policy", help="one call of the policy by stage, every backend, with and without depth")
     policy.add_argument("--size", choices=("small", "mid"), default="small", help="random model (%(default)s)")
     policy.add_argument("--checkpoint", default="", metavar="DIR|ID", help="a trained one instead of a random model")
@@ -61,12 +68,22 @@ def parser() -> argparse.ArgumentParser:
     policy.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
     policy.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     policy.set_defaults(run=_bench_policy)
+    execution = benches.add_parser("execution", help="chunk playing against lerobot's, the command loop, the faults")
+    execution.add_argument("--robot", default="", help="only this one (all)")
+    execution.add_argument(
+        "--loop", type=float, nargs="?", const=60.0, default=0.0, metavar="S", help="measure the loop"
+    )
+    execution.add_argument("--faults", type=Path, default=None, metavar="FILE", help="report that test/faults wrote")
+    execution.add_argument("--record", action="store_true", help="only record the chunks of the simulated cell anew")
+    execution.add_argument("--page", default="benchmarks/execution.md", metavar="FILE", help="page (%(default)s)")
+    execution.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    execution.set_defaults(run=_bench_execution)
     return root
 
 
 def _add_run_options(command: argparse.ArgumentParser, episodes: int = 10) -> None:
     add = command.add_argument
-    add("--robot", default="so101", help="which cell (%(default)s)")
+    add("--robot", default="so101", help="which cell: so101, franka or yam (%(default)s)")
     add("--task", default="pick up the red cube", help="what the robot is told (%(default)s)")
     add("--episodes", type=int, default=episodes, metavar="N", help="how many (%(default)s)")
     add("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
@@ -84,22 +101,14 @@ def options_from(arguments: argparse.Namespace) -> Options:
         UsageError: the checkpoint is not there, or this machine cannot render.
         ValueError: an option has a value that cannot work.
     """
-    from molmoact2_ros.bringup import Options, default_checkpoint
-    from molmoact2_ros.embodiments import embodiment
+    from molmoact2_ros.bringup import Options, missing_checkpoint
 
     checkpoint = arguments.checkpoint
     if checkpoint and Path(checkpoint).expanduser().is_dir():
         checkpoint = str(Path(checkpoint).expanduser().resolve())
     elif checkpoint and not _HUB_ID.fullmatch(checkpoint):
         raise UsageError(f"{checkpoint!r} is neither a directory nor a Hugging Face id such as org/name")
-    embodiment(arguments.robot)  # an unknown robot is named before anything of it is missed
-    own = default_checkpoint(arguments.robot)
-    if arguments.policy == "molmoact2" and not checkpoint and not (own / "config.json").is_file():
-        raise UsageError(
-            f"the checkpoint of the simulated {arguments.robot} cell is not in {own}; train it (molmoact2 train-cell), "
-            "name one (--checkpoint DIR) or let the expert drive (--policy expert)"
-        )
-    return Options(
+    options = Options(
         robot=arguments.robot,
         wire=arguments.wire,
         policy=arguments.policy,
@@ -110,6 +119,10 @@ def options_from(arguments: argparse.Namespace) -> Options:
         episode_timeout_s=arguments.episode_timeout,
         link_prefix=f"molmoact2_{os.getpid()}",
     )
+    missing = missing_checkpoint(options)
+    if missing:
+        raise UsageError(missing)
+    return options
 
 
 def _sim(arguments: argparse.Namespace) -> int:
@@ -199,6 +212,18 @@ def _bench_loop(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _bench_robots(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.robots import PLANS, measure
+
+    _check_renderer()
+    robots = arguments.robot or list(PLANS)
+    page, reports = measure(robots, arguments.out.resolve(), Path(arguments.page), arguments.motion)
+    print(f"written: {_shown(str(page))}")
+    if arguments.json:
+        print(json.dumps(reports))
+    return OK if all(case["ok"] for found in reports.values() for case in found["faults"]) else FAILED
+
+
 def _bench_policy(arguments: argparse.Namespace) -> int:
     from molmoact2_ros.benchmarking.policy import Settings, measure
 
@@ -214,6 +239,24 @@ def _bench_policy(arguments: argparse.Namespace) -> int:
     print(f"written: {_shown(str(page))}")
     if arguments.json:
         print(json.dumps(result))
+    return OK
+
+
+def _bench_execution(arguments: argparse.Namespace) -> int:
+    if arguments.record:
+        from molmoact2_ros.benchmarking.execution_recording import record
+        from molmoact2_ros.benchmarking.execution_streams import RECORDED
+
+        _check_renderer()
+        print(f"written: {_shown(str(RECORDED))}, {record(RECORDED)} chunks")
+        return OK
+    from molmoact2_ros.benchmarking.execution import ROBOTS, Settings, measure_execution
+
+    robots = (arguments.robot,) if arguments.robot else ROBOTS
+    verdict = measure_execution(Settings(robots, arguments.loop, arguments.faults), Path(arguments.page))
+    print(f"written: {_shown(arguments.page)}")
+    if arguments.json:
+        print(json.dumps(verdict))
     return OK
 
 

@@ -143,6 +143,9 @@ class So101Driver:
         for name in ("Present_Temperature", "Present_Voltage", "Torque_Enable"):
             read[name], _ = self._exchange(name, partial(_registers, name))
         temperatures, voltages, torque = read.values()
+        if not any(torque.values()):
+            self.disconnect()
+            raise StaleError("no servo has torque: the arm was switched off and on; connecting anew")
         volts = {name: value / 10.0 for name, value in voltages.items()}
         values: dict[str, object] = {f"{name}.temperature_c": value for name, value in temperatures.items()}
         values |= {f"{name}.voltage_v": value for name, value in volts.items()}

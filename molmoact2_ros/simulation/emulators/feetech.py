@@ -209,6 +209,13 @@ class FeetechBus:
             self._buffer.clear()
         os.write(self._wake_write, b"x")
 
+    def power_cycle(self) -> None:
+        """Switch the arm's supply off and on: no servo has torque, and goals are gone."""
+        with self._lock:
+            for servo in self.servos.values():
+                servo.registers[_TORQUE] = 0
+                _put(servo.registers, _GOAL, 0)
+
     def unplug(self) -> None:
         """Pull the USB cable out: the port is gone, reads and writes on it fail."""
         with self._lock:

@@ -55,7 +55,16 @@ class So101Wire:
         start: encoders until the first report, (6,), rad.
     """
 
-    FAULTS = ("silent 3", "frozen 2", "corrupt 0.02", "corrupt 1", "delay 0.15", "hot 3", "limp 2", "unplug")
+    FAULTS: tuple[str, ...] = (
+        "silent 3",
+        "frozen 1",
+        "corrupt 0.02",
+        "corrupt 1",
+        "delay 0.15",
+        "hot 3",
+        "limp 2",
+        "unplug",
+    )
 
     def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
         from molmoact2_ros.simulation.emulators.feetech import FeetechBus, write_calibration
@@ -75,6 +84,7 @@ class So101Wire:
 
         name, figure = switch(text, self.FAULTS)
         one = frozenset({int(figure)})
+        limp = self.bus.faults.limp
         self.bus.faults = {
             "silent": Faults(silent=one),
             "frozen": Faults(frozen=one),
@@ -83,6 +93,8 @@ class So101Wire:
             "hot": Faults(hot={int(figure): 68}),
             "limp": Faults(limp=one),
         }.get(name, Faults())
+        if limp and name != "limp":
+            self.bus.power_cycle()  # what a servo that has switched itself off needs
         if name == "unplug":
             self.bus.unplug()
         else:
