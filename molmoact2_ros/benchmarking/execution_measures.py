@@ -8,6 +8,7 @@ of the set-points at the rate of the rows leave out how a player gets from row t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Measures:
     def worst(parts: list[Measures]) -> Measures:
         """One line for several replays: sums of counts, means of shares, lags and distances, largest of the rest."""
         sums, means = ("stalls_covered", "seams", "violations"), ("stall_share", "standing", "lag_s", "distance")
-        out = {}
+        out: dict[str, Any] = {}
         for f in fields(Measures):
             values = [getattr(part, f.name) for part in parts]
             out[f.name] = sum(values) if f.name in sums else float(np.mean(values)) if f.name in means else max(values)

@@ -125,7 +125,8 @@ def play(player: Player, stream: Stream, link: Link, multiple: int, seed: int) -
             under_way.append((arrival, asked, (frame, bool(lost[asked % len(lost)]), player.ask(now))))
             asked, last_ask = asked + 1, now
     counters = dict(getattr(player, "counters", {}))
-    return Replay(player.name, stream, link, rate, setpoints, *flags, frames, counters)
+    stalled, began, covered = flags
+    return Replay(player.name, stream, link, rate, setpoints, stalled, began, covered, frames, counters)
 
 
 class OurPlayer:
@@ -150,7 +151,7 @@ class OurPlayer:
         return START_NS + round(now_s * 1e9)
 
     def _read(self, now_ns: int) -> None:
-        self.executor.on_joint_state(self._robot.joint_names, self._position, now_ns)
+        self.executor.on_joint_state(self._robot.joint_names, self._position.tolist(), now_ns)
 
     def wants(self, now_s: float) -> bool:
         """As fast as possible."""

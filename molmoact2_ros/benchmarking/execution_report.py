@@ -1,0 +1,205 @@
+"""The page of `molmoact2 bench execution`, section by section."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from molmoact2_ros.benchmarking.execution_measures import SEAM_WINDOW_S, Measures
+from molmoact2_ros.benchmarking.execution_players import OURS
+
+REPLAY = "Replay of the same chunk streams"
+TICK = "Cost of one tick"
+LOOP = "The command loop beside a busy policy"
+FAULTS = "Faults"
+ORDER = (REPLAY, TICK, LOOP, FAULTS)
+
+HEAD = """# Execution
+
+Written by `molmoact2 bench execution`; `--loop` and `--faults FILE` renew the two sections that are measured over real
+ROS 2. Each section says when it was made.
+"""
+
+METHOD = f"""\
+A stream has a chunk for every frame: recorded once from the simulated SO-101 (the checkpoint of the cell, three
+episodes, `molmoact2 bench execution --record`), or synthetic (slow curves on every joint, 1.5 mrad of noise a
+row; `steady`: chunks of one opinion to 10 mrad, `undecided`: to 50 mrad, with a new aim every two seconds).
+Every player gets the chunk of the newest frame when it asks, after the delay of the link: lerobot's players by
+their own rules (`select_action`: when its queue is empty; the asynchronous client: at half of the chunk, its
+default; the RTC queue: at 30 rows or fewer, its default), ours as soon as the last answer is there. All of
+lerobot is its own code at 0.6.1: `MolmoAct2Policy.select_action`, `RobotClient` with `AGGREGATE_FUNCTIONS`,
+`ActionQueue`, `ActionInterpolator`; only its network, threads and clock are replaced. lerobot gives one action
+a row, held until the next; `interpolated` is the same through its `ActionInterpolator` at our command rate. The
+guidance that RTC adds inside a policy cannot be replayed: the chunks are the same for all.
+
+- Command rate: 90 (SO-101) and 240 set-points a second (Franka, YAM), for every player.
+- Velocity, acceleration and jerk: first, second and third differences of the set-points at that rate; the
+  largest of any arm joint within {SEAM_WINDOW_S:g} s after the first set-point of a new chunk (a seam). The
+  first chunk, from rest, and grippers are left out. `jerk at the rate of the rows` takes every row's set-point
+  only, so that how a player gets from row to row does not count.
+- Stall: nothing to play, the last set-point is repeated. Standing: set-points slower than a twentieth of a
+  chunk that moves.
+- Lag: the shift in time with which the set-points fit the newest chunk that had arrived best; negative is ahead
+  of it. The chunks of this replay do not follow the arm, so who follows an older chunk that runs ahead of a
+  newer one is "ahead".
+- Violations: set-points outside the position, velocity (FR3: position-dependent), acceleration or jerk limits,
+  grippers included, of about 900 (SO-101) or 2400 a replay.
+- A robot's streams are put together: sums of violations, means of shares and lags, the largest of the rest.
+"""
+
+COLUMNS: tuple[tuple[str, Callable[[Measures], str]], ...] = (
+    ("Stall share, %", lambda m: f"{100 * m.stall_share:.1f}"),
+    ("Standing while a chunk moves, %", lambda m: f"{100 * m.standing:.1f}"),
+    ("Largest step of a set-point at seams, mrad", lambda m: f"{1e3 * m.step:.1f}"),
+    ("Largest velocity at seams, rad/s", lambda m: f"{m.velocity:.2f}"),
+    ("Largest acceleration at seams, rad/s^2", lambda m: f"{m.acceleration:.1f}"),
+    ("Largest jerk at seams, rad/s^3", lambda m: f"{m.jerk:.0f}"),
+    ("Largest jerk at seams, at the rate of the rows, rad/s^3", lambda m: f"{m.row_jerk:.0f}"),
+    ("Lag behind the newest chunk, ms", lambda m: f"{1e3 * m.lag_s:.0f}"),
+    ("Distance from the newest chunk, root mean square, mrad", lambda m: f"{1e3 * m.distance:.0f}"),
+    ("Limit violations", lambda m: f"{m.violations}"),
+)
+
+
+def assemble(old: str, sections: Mapping[str, str], machine: Mapping[str, str], today: str) -> str:
+    """The page: what is new in `sections`, and the sections of the `old` page that are not."""
+    kept: dict[str, str] = {}
+    for part in old.split("\n## ")[1:]:
+        title, _, body = part.partition("\n")
+        if title in ORDER:
+            kept[title] = body.strip()
+    made = [f"- Date: {today}", *(f"- {name}: {value}" for name, value in machine.items())]
+    for title, body in sections.items():
+        kept[title] = "\n".join(made) + "\n\n" + body.strip()
+    return HEAD + "".join(f"\n## {title}\n\n{kept[title]}\n" for title in ORDER if title in kept)
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def replay_section(results: Mapping[tuple[str, str, str, str], Measures], verdict: Mapping[str, Any]) -> str:
+    """The comparison: what it comes to, how it was made, and one table a figure for each robot."""
+    ratios, lags = verdict["seam_jerk_ratio"], verdict["lag_excess_ms"]
+    lines = [
+        f"Ours: {verdict['violations']} limit violations, and {verdict['stalls']} stalls while a chunk covers the "
+        f"moment. The others: {verdict['violations_of_others']} violations. {verdict['replays']} replays in all.",
+        "",
+        "Against the best of the others, in the least favourable stream of any robot:",
+        "",
+        *table(
+            ["link", "their largest jerk at seams over ours", "our lag beyond theirs, ms"],
+            [[name, f"{ratios[name]:.0f}", f"{lags[name]:.0f}"] for name in ratios],
+        ),
+        "",
+        METHOD,
+    ]
+    robots = list(dict.fromkeys(key[0] for key in results))
+    links = list(dict.fromkeys(key[1] for key in results))
+    for robot in robots:
+        players = list(dict.fromkeys(key[3] for key in results if key[0] == robot))
+        streams = list(dict.fromkeys(key[2] for key in results if key[0] == robot))
+        lines += [f"### {robot}: {', '.join(streams)}", ""]
+        for name, show in COLUMNS:
+            rows = []
+            for player in players:
+                merged = [
+                    Measures.worst([results[robot, link, stream, player] for stream in streams]) for link in links
+                ]
+                shown = [show(m) for m in merged]
+                rows.append(
+                    [f"**{player}**", *(f"**{value}**" for value in shown)] if player == OURS else [player, *shown]
+                )
+            lines += [f"{name}:", "", *table(["player", *links], rows), ""]
+    return "\n".join(lines)
+
+
+def tick_section(costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Microseconds of the executor's calls, without ROS."""
+    rows = [
+        [robot, call, str(round(c["count"])), *(f"{c[key]:.0f}" for key in ("p50", "p99", "worst"))]
+        for robot, calls in costs.items()
+        for call, c in calls.items()
+    ]
+    return "\n".join(
+        [
+            "The executor's calls without ROS, microseconds, timed one by one while it follows the `undecided`",
+            "stream at 200 ms. The chunk is taken in the spinning thread, not in the command loop.",
+            "",
+            *table(["robot", "call", "calls", "p50", "p99", "worst"], rows),
+        ]
+    )
+
+
+def loop_section(found: list[dict[str, Any]], seconds: float) -> str:
+    """Period and tick of the executor node's command loop, as it measures itself."""
+    rows = []
+    for run in found:
+        figures = [
+            f"{run[f'{what}_{which}_ms']:.3f}" for what in ("period", "tick") for which in ("p50", "p99", "worst")
+        ]
+        rows.append([run["robot"], f"{run['rate_hz']:g}", *figures, str(run["missed"]), run["scheduling"]])
+    head = [
+        "robot",
+        "rate, Hz",
+        "period p50, ms",
+        "p99",
+        "worst",
+        "tick p50, ms",
+        "p99",
+        "worst",
+        "missed",
+        "scheduling",
+    ]
+    return "\n".join(
+        [
+            f"The executor node over ROS 2 for {seconds:g} s each, following chunks that come five times a second,",
+            "beside a process that runs the policy of the simulated cell without a pause. Period and tick are what",
+            "the command loop measures of itself; a tick includes publishing.",
+            "",
+            *table(head, rows),
+        ]
+    )
+
+
+def fault_section(report: Path) -> str:
+    """The table of the fault tests' `report` (JSON, written by pytest with MOLMOACT2_FAULT_REPORT set).
+
+    Raises:
+        FileNotFoundError: there is no such report.
+    """
+    if not report.is_file():
+        raise FileNotFoundError(
+            f"{report}: no report of the fault tests; make it with "
+            f"MOLMOACT2_FAULT_REPORT={report} make test ARGS=\"test/faults -m 'slow or not slow'\""
+        )
+    found = json.loads(report.read_text())
+    rows = [
+        [
+            str(i),
+            entry["fault"],
+            entry["state"],
+            entry["reason"],
+            f"{entry['movement_rad']:.3f}",
+            "yes" if entry["passed"] else "NO",
+        ]
+        for i, entry in enumerate(found["faults"], start=1)
+    ]
+    return "\n".join(
+        [
+            f"{len(rows)} faults injected into the executor node over real ROS 2 ({found['robot']}, "
+            f"{found['rate_hz']:g} Hz) by",
+            "`test/faults`, in motion unless the row says otherwise. Movement: the furthest that any arm joint was",
+            "commanded from where its command stood when the fault was injected, until it rested; the chunks ask for",
+            "0.4 rad/s. After an e-stop every command is checked to be the deceleration and then the hold.",
+            "",
+            *table(["", "fault", "state", "reason, as published", "movement, rad", "as expected"], rows),
+        ]
+    )
