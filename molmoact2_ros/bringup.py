@@ -146,8 +146,11 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     else:
         if options.driver == "node" or (options.driver == "auto" and (robot.family != "franka" or options.robot_ip)):
             found.append(driver(hardware_parameters(options)))
-        sources = {"sources": [f"realsense:{serial}" for serial in options.serials]} if options.serials else {}
-        found.append(node("camera_node", names=cameras, **sources))
+        if options.serials:
+            serials = [f"realsense:{serial}" for serial in options.serials]
+            found.append(node("camera_node", names=cameras, sources=serials))
+        else:
+            found.append(node("camera_node", names=cameras))
     if options.policy == "expert":
         found.append(node("expert_node"))
     else:
@@ -184,7 +187,8 @@ def hardware_parameters(options: Options) -> dict[str, Value]:
     Raises:
         ValueError: the robot has no such connection, or another number of them.
     """
-    family, found = embodiment(options.robot).family, {}
+    found: dict[str, Value] = {}
+    family = embodiment(options.robot).family
     ports = {"so101": ("port",), "yam": ("left_channel", "right_channel")}.get(family, ())
     if options.robot_ip:
         if family != "franka":
@@ -195,7 +199,7 @@ def hardware_parameters(options: Options) -> dict[str, Value]:
             what = " and ".join(ports) or "no ports"
             raise ValueError(f"{options.robot} has {what}, got ports {', '.join(options.ports)}")
         found.update(zip(ports, options.ports, strict=True))
-    return dict(found)
+    return found
 
 
 def wired_parameters(robot: str, folder: str) -> dict[str, Value]:
@@ -238,14 +242,15 @@ def missing_checkpoint(options: Options) -> str:
     """Why the policy has no checkpoint to run with, and what to do; empty when it has."""
     if options.policy != "molmoact2" or options.checkpoint:
         return ""
+    released = _RELEASED[embodiment(options.robot).family]
     if not options.sim:
-        return f"policy molmoact2 needs a checkpoint on a robot (for instance {_RELEASED[embodiment(options.robot).family]})"
+        return f"policy molmoact2 needs a checkpoint on a robot (for instance {released})"
     own = default_checkpoint(options.robot)
     if (own / "config.json").is_file():
         return ""
     return (
         f"there is no trained checkpoint of the simulated {options.robot} cell (looked in {own}); let the scripted "
-        f"expert drive (policy expert), or name a checkpoint (for instance {_RELEASED[embodiment(options.robot).family]})"
+        f"expert drive (policy expert), or name a checkpoint (for instance {released})"
     )
 
 

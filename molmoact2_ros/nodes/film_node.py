@@ -35,7 +35,7 @@ class FilmNode(MolmoNode):
     PARAMETERS = (
         Parameter("film", "", "MP4 file of the run; empty: none."),
         Parameter("picture", "", "PNG file: the first success, or the end of a run without one; empty: none."),
-        Parameter("cameras", ["front", "wrist"], "The main camera and the one beside it."),
+        Parameter("cameras", ["front", "wrist"], "All cameras; the first is shown large, the last two small."),
         Parameter("title", "MolmoAct2", "Name of the run in the film's header."),
         Parameter("fps", 15, "Pictures a second.", 1, 60),
         Parameter("quality", 27, "Rate factor of the encoder; lower is better and larger.", 15, 40),
@@ -63,9 +63,10 @@ class FilmNode(MolmoNode):
         if not (self.param("film") or self.param("picture")):
             raise ValueError("nothing to make: set the parameter film (an .mp4 file), picture (a .png file) or both")
         cameras = list(self.param("cameras"))
-        self._caption = Caption(title=self.param("title"))
+        small = cameras[max(0, len(cameras) - 2)], cameras[-1]  # of three, the overlay shows the first already
+        self._caption = Caption(title=self.param("title"), cameras=small)
         topics = {
-            "camera": f"cameras/{cameras[0]}/image_raw",
+            "camera": f"cameras/{small[0]}/image_raw",
             "overlay": f"visualization/overlay/{cameras[0]}",
             "depth": "visualization/depth_colour",
             "wrist": f"cameras/{cameras[-1]}/image_raw",

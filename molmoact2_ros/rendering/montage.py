@@ -47,6 +47,7 @@ class Caption:
         chunk_age_s, latency_s: age of the chunk in use, and from observation to chunk.
         episode: number of the episode, from 1; outcome: waiting, running, success or failure.
         successes, finished: counts of this run. elapsed_s: since the episode began.
+        cameras: names of the two that are shown small.
         cube_height_m, gripper_distance_m: histories of this episode as (t_s, value), oldest first.
     """
 
@@ -61,6 +62,7 @@ class Caption:
     successes: int = 0
     finished: int = 0
     elapsed_s: float | None = None
+    cameras: tuple[str, str] = ("front", "wrist")
     cube_height_m: Sequence[tuple[float, float]] = field(default=())
     gripper_distance_m: Sequence[tuple[float, float]] = field(default=())
 
@@ -76,8 +78,8 @@ def montage(
     _draw_header(canvas[:_HEADER], caption)
     panels = (
         (overlay, (0, _HEADER), _LARGE, "predicted path"),
-        (camera, (640, _HEADER), _SMALL, "camera: front"),
-        (wrist, (640, _HEADER + 240), _SMALL, "camera: wrist"),
+        (camera, (640, _HEADER), _SMALL, f"camera: {caption.cameras[0]}"),
+        (wrist, (640, _HEADER + 240), _SMALL, f"camera: {caption.cameras[1]}"),
         (depth, (960, _HEADER), _SMALL, "depth the model predicts"),
     )
     for picture, (x, y), size, name in panels:
@@ -104,6 +106,12 @@ def _draw_panel(region: Picture, picture: Picture | None, name: str) -> None:
     if picture is None:
         region[...] = (38, 41, 47)
         text(region, f"{name}: nothing yet", (14, height // 2), 0.45, DIM)
+        return
+    wanted = width * picture.shape[0] // picture.shape[1]
+    if wanted < height - 1:  # a wide picture keeps its shape
+        region[...] = (38, 41, 47)
+        top = (height - wanted) // 2
+        _draw_panel(region[top : top + wanted], picture, name)
         return
     if picture.shape[:2] == (height, width):
         region[...] = picture

@@ -121,9 +121,7 @@ def camera_calibration(robot: str, camera: str) -> CameraCalibration:
     Raises:
         ValueError: the cell has no such camera; the message lists those it has.
     """
-    cell = _CELLS.get(robot)
-    if cell is None:
-        raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_CELLS))}")
+    cell = _cell(robot)
     if camera not in cell:
         raise ValueError(f"the simulated {robot} cell has no camera {camera!r}; it has {', '.join(cell)}")
     return cell[camera]
@@ -131,6 +129,10 @@ def camera_calibration(robot: str, camera: str) -> CameraCalibration:
 
 def camera_names(robot: str) -> tuple[str, ...]:
     """Names of the cameras of a simulated cell."""
+    return tuple(_cell(robot))
+
+
+def _cell(robot: str) -> dict[str, CameraCalibration]:
     if robot not in _CELLS:
         raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_CELLS))}")
-    return tuple(_CELLS[robot])
+    return _CELLS[robot]

@@ -55,11 +55,11 @@ class Cell:
         self.seed = seed
         self.model = model = scene.build()
         self.data = mujoco.MjData(model)
-        self.cameras = camera_names(self.robot.family)
+        self.cameras = camera_names(self.robot.name)
         self.episode = Episode(seed=seed)
         self._renderers: dict[bool, mujoco.Renderer] = {}
         if render:
-            calibration = camera_calibration(self.robot.family, self.cameras[0])
+            calibration = camera_calibration(self.robot.name, self.cameras[0])
             for depth in (False, True):
                 renderer = mujoco.Renderer(model, calibration.height, calibration.width)
                 if depth:

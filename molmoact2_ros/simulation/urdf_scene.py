@@ -84,8 +84,8 @@ class UrdfCell:
         )
         cell.attach(arm, frame=cell.worldbody.add_frame(), prefix=_PREFIX)
         _strip_prefix(cell)
-        for name in camera_names(robot.family):
-            calibration = camera_calibration(robot.family, name)
+        for name in camera_names(robot.name):
+            calibration = camera_calibration(robot.name, name)
             # MuJoCo looks along -z with y up, the optical frame has z forward and y down.
             cell.body(calibration.mount).add_camera(
                 name=name,

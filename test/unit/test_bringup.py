@@ -42,7 +42,7 @@ def test_each_choice_starts_its_nodes():
     assert executables(Options()) == base
     assert executables(Options(policy="expert", visualize=False)) == base - {"policy", "visualizer"} | {"expert"}
     assert executables(EVERYTHING) == base | {"film", "recorder"}
-    assert executables(Options(sim=False)) == base - {"sim", "episode"} | {"so101_driver"}
+    assert executables(Options(sim=False, checkpoint="a/b")) == base - {"sim", "episode"} | {"so101_driver"}
     assert executables(Options(wire=True)) == base | {"so101_driver"}
     assert {spec.namespace for spec in nodes(Options(namespace="left/arm"))} == {"/left/arm"}
 

@@ -10,7 +10,8 @@ from molmoact2_ros.cli import run
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["--robot", "yam"], "unknown robot 'yam'; known robots: so101"),
+        (["--robot", "hal"], "unknown robot 'hal'; known robots: franka"),
+        (["--robot", "yam"], "there is no trained checkpoint of the simulated yam cell"),
         (["--task", "  "], "the task is empty"),
         (["--checkpoint", "/no/such/folder"], "neither a directory nor a Hugging Face id"),
         (["--episodes", "0"], "episodes must be at least 1"),
