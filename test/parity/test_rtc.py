@@ -24,8 +24,10 @@ from lerobot.policies.rtc.action_queue import ActionQueue
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.latency_tracker import LatencyTracker
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
-from parity_cases import Reference, checkpoint
+from parity_cases import Reference, checkpoint, frames
+from small_checkpoints import ROBOT
 
+from molmoact2_ros.policy import Observation, open_policy
 from molmoact2_ros.policy.rtc import SCHEDULES, ChunkGuide, LatencyWindow, RTCOptions, prefix_weights, resampled
 from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.guidance import Guidance, integrate
@@ -263,3 +265,114 @@ def test_a_delay_beyond_the_horizon_still_binds_at_the_seam() -> None:
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="rtc"):
         RTCOptions(**options)
+
+
+# -- in the policy ---------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time as a test sets it."""
+
+    def __init__(self) -> None:
+        self.ns = 100 * SECOND
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+def observation(stamp_ns: int, seed: int = 1, task: str = "pick up the red cube") -> Observation:
+    (frame,) = frames(seed, 2, "n", (240, 320))
+    return Observation(
+        images=dict(zip(("front", "wrist"), frame.images, strict=True)),
+        image_stamps_ns={"front": stamp_ns, "wrist": stamp_ns},
+        joints=ROBOT.rest_position,
+        joints_stamp_ns=stamp_ns,
+        task=task,
+    )
+
+
+@pytest.fixture(scope="module")
+def guided() -> tuple[Any, Clock]:
+    clock = Clock()
+    rtc = RTCOptions(enabled=True, schedule="exp", horizon=20)
+    return open_policy("so101_cell", ROBOT, ROBOT.norm_tag, backend="torch", device="cpu", rtc=rtc, now_ns=clock), clock
+
+
+def call(policy: Any, clock: Clock, seed: int, latency_s: float = 0.2, **changes: Any) -> Any:
+    """One inference of an observation taken now, which ends `latency_s` later."""
+    model, stamp_ns = policy._model, clock.ns
+    original = model.predict
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        clock.ns += round(latency_s * 1e9)
+        return original(*args, **kwargs)
+
+    model.predict = slow
+    try:
+        return policy.infer(observation(stamp_ns, seed, **changes))
+    finally:
+        del model.predict
+
+
+def test_the_trained_models_guided_chunk_is_lerobots(
+    guided: tuple[Any, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, clock = guided
+    policy.reset()
+    first = call(policy, clock, seed=1)
+    assert first.guided_rows == 0, "nothing to follow yet"
+    stage, heard = policy._model.stages.flow, []
+    original = type(stage).forward
+
+    def listening(self: Any, noise: torch.Tensor, context: Any, guidance: Any = None) -> torch.Tensor:
+        found = original(self, noise, context, guidance)
+        heard.append((noise.clone(), [part.clone() for part in context], guidance, found.clone()))
+        return found
+
+    monkeypatch.setattr(type(stage), "forward", listening)
+    second = call(policy, clock, seed=2)
+    ((noise, context, guidance, found),) = heard
+    with torch.inference_mode(False), torch.no_grad():
+        noise, context, found = noise.clone(), tuple(part.clone() for part in context), found.clone()
+        leftover = guidance.prefix.clone()[:, :24]
+        theirs = their_flow(stage, noise, context, processor("exp"), leftover, delay=6, end=20)
+    torch.testing.assert_close(found[..., :6], theirs[..., :6], atol=1e-4, rtol=1e-4)
+    # 0.2 s later six rows of thirty are over, and six more will be when the new chunk comes.
+    assert second.guided_rows == 20 and guidance.weights[0, :6, 0].tolist() == [1.0] * 6
+    stats = policy.checkpoint.metadata["action_stats"]
+    span = (np.array(stats["q99"]) - np.array(stats["q01"])) / 2
+    seam = np.abs(second.chunk_model[:6] - first.chunk_model[6:12]) / span
+    assert seam.max() < 0.1, f"bound rows follow the last chunk at their own times: {seam.max()}"
+
+
+def test_what_ends_an_episode_ends_the_guidance(guided: tuple[Any, Clock]) -> None:
+    policy, clock = guided
+    policy.reset()
+    call(policy, clock, seed=1)
+    assert call(policy, clock, seed=1).guided_rows == 20
+    assert call(policy, clock, seed=1, task="put it down").guided_rows == 0, "another task"
+    assert call(policy, clock, seed=1, task="put it down").guided_rows > 0
+    clock.ns += SECOND
+    assert call(policy, clock, seed=1, task="put it down").guided_rows == 0, "a gap longer than the chunk"
+    assert call(policy, clock, seed=1, task="put it down").guided_rows > 0
+    policy.reset()
+    assert call(policy, clock, seed=1, task="put it down").guided_rows == 0, "a new epoch"
+
+
+def test_a_failed_call_leaves_the_last_chunk_in_force(
+    guided: tuple[Any, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, clock = guided
+    policy.reset()
+    call(policy, clock, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "_depth", lambda answer: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(policy, clock, seed=2)
+    assert policy._guide._last[1] == clock.ns - round(0.4 * SECOND), "the chunk of the call before"
+    assert call(policy, clock, seed=2).guided_rows > 0
+
+
+def test_the_reference_cannot_be_guided() -> None:
+    with pytest.raises(ValueError, match=r"rtc\.enabled: needs backend torch"):
+        open_policy("so101_cell", ROBOT, ROBOT.norm_tag, backend="reference", rtc=RTCOptions(enabled=True))
