@@ -45,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("rest", nargs=argparse.REMAINDER)
     train.set_defaults(run=_train)
 
+    doctor = commands.add_parser("doctor", help="look at this machine: what is wrong, and the command that mends it")
+    doctor.add_argument("--robot", default="", metavar="NAME", help="also look for what this robot needs")
+    doctor.add_argument("--config", default="", metavar="FILE", help="its parameter file (the one that ships here)")
+    doctor.add_argument("--record", default="bags", metavar="DIR", help="where bags will go (%(default)s)")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    doctor.set_defaults(run=_doctor)
+
     bench = commands.add_parser("bench", help="measure; each benchmark writes a page into benchmarks/")
     benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
     loop = benches.add_parser("loop", help="ages and periods of the closed loop on the simulated cell")
@@ -195,6 +202,12 @@ def _check_renderer() -> None:
 
     if not os.environ.get("MUJOCO_GL") and not graphics_installed():
         raise UsageError("the simulated cameras need OpenGL: sudo apt install libegl1 libgl1-mesa-dri libopengl0")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.doctor.report import main as doctor
+
+    return doctor(arguments.robot, arguments.config, arguments.record, arguments.json)
 
 
 def _train(arguments: argparse.Namespace) -> int:
