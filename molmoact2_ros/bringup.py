@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import yaml
+
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.share import PACKAGE, share_path
 
-POLICIES = ("molmoact2", "expert")
+POLICIES = ("molmoact2", "expert", "none")
 DRIVERS = ("auto", "node", "external")
 
 Value = bool | int | float | str | list[str] | list[float]
@@ -29,7 +31,8 @@ class Options:
         sim: start the simulated cell and drive episodes on it; otherwise the robot's driver, with the camera sources
             of the config file.
         wire: put the simulated cell behind the emulated bus of the real arm, with the real driver on it.
-        policy: `molmoact2`, or `expert` for the scripted expert of the simulated cell.
+        policy: `molmoact2`, `expert` for the scripted expert of the simulated cell, or `none` on a robot that is led
+            by hand or by another program.
         checkpoint: directory or Hugging Face id; empty for the checkpoint of the simulated cell that ships here.
         task: what the robot is told.
         episodes: how many episodes the simulated cell runs.
@@ -153,12 +156,12 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             found.append(node("camera_node", names=cameras))
     if options.policy == "expert":
         found.append(node("expert_node"))
-    else:
+    elif options.policy == "molmoact2":
         threads = max(1, (os.cpu_count() or 2) // 2)
         found.append(node("policy_node", threads=threads, checkpoint=checkpoint, norm_tag=robot.norm_tag))
     found.append(node("executor_node"))
     if options.visualize or options.film or options.picture:
-        found.append(node("visualizer_node", essential=False, checkpoint=checkpoint))
+        found.append(node("visualizer_node", essential=False, checkpoint=checkpoint, base_frame=robot.base_link))
     if options.film or options.picture:
         found.append(node("film_node", essential=False, film=options.film, picture=options.picture))
     if options.record:
@@ -174,6 +177,41 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             )
         )
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class StaticFrame:
+    """A frame that never moves in its parent: `xyz` in m, `wxyz` a unit quaternion."""
+
+    parent: str
+    child: str
+    xyz: tuple[float, float, float]
+    wxyz: tuple[float, float, float, float]
+
+
+def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
+    """Where the cameras' optical frames are, by the calibration file that the config names or by the simulated cell.
+
+    A camera without a calibration has no frame.
+    """
+    from molmoact2_ros.embodiments.kinematics import quaternion_from_rotation
+    from molmoact2_ros.rendering.projection import Calibration, load_calibrations
+    from molmoact2_ros.simulation.calibration import camera_calibration
+
+    robot = embodiment(options.robot)
+    config = yaml.safe_load(Path(options.config or share_path(f"config/{robot.family}.yaml")).read_text()) or {}
+    file = config.get("/**/visualizer", {}).get("ros__parameters", {}).get("calibration_file", "")
+    found: dict[str, Calibration] = {}
+    if file:
+        found = load_calibrations(file)
+    elif options.sim:
+        found = {name: camera_calibration(robot.name, name) for name in robot.camera_names}
+    out = []
+    for name, calibration in found.items():
+        x, y, z = (float(v) for v in calibration.pose[:3, 3])
+        turn = quaternion_from_rotation(calibration.pose[:3, :3])
+        out.append(StaticFrame(calibration.mount, f"{name}_optical_frame", (x, y, z), turn))
+    return tuple(out)
 
 
 def namespace_of(options: Options) -> str:
@@ -216,6 +254,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {options.policy!r}")
     if options.policy == "expert" and not options.sim:
         raise ValueError("the scripted expert knows the simulated cell only; use policy molmoact2 on a robot")
+    if options.policy == "none" and options.sim:
+        raise ValueError("the simulated cell runs episodes, and those need a policy: molmoact2 or expert")
     if not options.task.strip():
         raise ValueError("the task is empty; say what the robot should do, for instance 'pick up the red cube'")
     missing = missing_checkpoint(options)

@@ -90,6 +90,7 @@ class GripperModel:
         upper: the joint's upper limit; the lower one is 0.
         velocity, acceleration, jerk: what it is asked for at most. The Franka Hand's fingers reach 0.1 m/s each; the
             others are not published and chosen so that the stroke takes half a second.
+        tip_z: the point between the fingertips from the flange, m.
     """
 
     joint: str
@@ -100,19 +101,21 @@ class GripperModel:
     velocity: float
     acceleration: float
     jerk: float
+    tip_z: float
 
 
-FRANKA_HAND = GripperModel("finger_joint1", True, FINGER_STROKE, 0.0, FINGER_STROKE, 0.1, 1.0, 20.0)
-ROBOTIQ_2F85 = GripperModel("robotiq_85_left_knuckle_joint", False, 0.0, 0.7929, 0.8, 2.0, 20.0, 400.0)
+FRANKA_HAND = GripperModel("finger_joint1", True, FINGER_STROKE, 0.0, FINGER_STROKE, 0.1, 1.0, 20.0, TCP_Z)
+# 163 mm is the length of the closed gripper without its coupling.
+ROBOTIQ_2F85 = GripperModel("robotiq_85_left_knuckle_joint", False, 0.0, 0.7929, 0.8, 2.0, 20.0, 400.0, 0.163)
 
 
-def arm_chain(prefix: str) -> Chain:
-    """The chain from the base to the point between the fingertips of the Franka Hand."""
+def arm_chain(prefix: str, tip_z: float) -> Chain:
+    """The chain from the base to the point between the fingertips, `tip_z` (m) beyond the flange."""
     joints = tuple(
         Joint(f"{prefix}_joint{i}", xyz, quaternion_from_rpy(roll, 0.0, 0.0))
         for i, (xyz, roll) in enumerate(_ORIGINS, start=1)
     )
-    return Chain(joints, (0.0, 0.0, FLANGE_Z + TCP_Z), quaternion_from_rpy(0.0, 0.0, HAND_YAW))
+    return Chain(joints, (0.0, 0.0, FLANGE_Z + tip_z), quaternion_from_rpy(0.0, 0.0, HAND_YAW))
 
 
 class FrankaDroid(Embodiment):
@@ -139,7 +142,7 @@ class FrankaDroid(Embodiment):
         finger = f"{arm.joint_prefix}_{gripper.joint}" if gripper.prefixed else gripper.joint
         self.joint_names = (*(f"{arm.joint_prefix}_joint{i}" for i in range(1, ARM_JOINTS + 1)), finger)
         self.base_link, self.wrist_links = f"{arm.joint_prefix}_link0", (f"{arm.joint_prefix}_link7",)
-        self.chains = ((arm_chain(arm.joint_prefix), tuple(range(ARM_JOINTS))),)
+        self.chains = ((arm_chain(arm.joint_prefix, gripper.tip_z), tuple(range(ARM_JOINTS))),)
         self.limits = JointLimits(
             lower=np.append(arm.lower, 0.0),
             upper=np.append(arm.upper, gripper.upper),

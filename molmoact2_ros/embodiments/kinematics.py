@@ -34,6 +34,23 @@ def quaternion_from_rpy(roll: float, pitch: float, yaw: float) -> tuple[float, f
     )
 
 
+def quaternion_from_rotation(rotation: Array) -> tuple[float, float, float, float]:
+    """Unit quaternion (w, x, y, z), w >= 0, of a rotation matrix (3, 3)."""
+    # The eigenvector of the largest eigenvalue: safe for every angle (Bar-Itzhack, 2000).
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(rotation, dtype=np.float64)
+    symmetric = np.array(
+        [
+            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
+            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
+            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
+        ]
+    )
+    w, x, y, z = np.linalg.eigh(symmetric / 3.0)[1][:, -1]
+    sign = -1.0 if w < 0.0 else 1.0
+    return float(sign * w), float(sign * x), float(sign * y), float(sign * z)
+
+
 def rotation_about(axis: Array, angle: Array) -> Array:
     """Rotation matrices (..., 3, 3) about a unit `axis` (3,) by `angle` (...), rad (Rodrigues)."""
     x, y, z = axis

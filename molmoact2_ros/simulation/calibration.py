@@ -3,12 +3,13 @@ CameraInfo messages read them here. Loads numpy only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments.franka_droid import FLANGE_Z, HAND_YAW
+from molmoact2_ros.embodiments import EMBODIMENTS
+from molmoact2_ros.embodiments.franka_droid import FLANGE_Z, HAND_YAW, FrankaDroid
 from molmoact2_ros.embodiments.kinematics import quaternion_from_rpy, rotation_from_quaternion
 
 Array = NDArray[np.float64]
@@ -133,6 +134,11 @@ def camera_names(robot: str) -> tuple[str, ...]:
 
 
 def _cell(robot: str) -> dict[str, CameraCalibration]:
-    if robot not in _CELLS:
+    known = EMBODIMENTS.get(robot)
+    if known is None or known.family not in _CELLS:
         raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_CELLS))}")
-    return _CELLS[robot]
+    cell = _CELLS[known.family]
+    if not isinstance(known, FrankaDroid):
+        return cell
+    prefix = known.arm.joint_prefix
+    return {name: replace(camera, mount=camera.mount.replace("fr3", prefix)) for name, camera in cell.items()}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.embodiments.franka_droid import FrankaDroid
+
 Array = NDArray[np.float64]
 Expert = Callable[[Array, Array, float], Array]
 """Joints (dof,) in rad and m, the cube's place (3,) in m and its yaw in rad -> a chunk (horizon, dof)."""
@@ -32,10 +34,10 @@ def expert_of(robot: str) -> Expert:
         return so101
     from molmoact2_ros.simulation.pick_expert import PickExpert
 
-    if scene.robot.family == "franka":
-        from molmoact2_ros.simulation.franka_scene import CELL as FRANKA_CELL
+    if isinstance(scene.robot, FrankaDroid):
+        from molmoact2_ros.simulation.franka_scene import franka_cell
 
-        return PickExpert(scene, FRANKA_CELL).chunk
+        return PickExpert(scene, franka_cell(scene.robot)).chunk
     from molmoact2_ros.simulation.yam_scene import CELL as YAM_CELL
 
     return PickExpert(scene, YAM_CELL, lean=0.3).chunk

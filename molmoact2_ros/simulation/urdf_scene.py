@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.description import robot_description
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.share import share_path
 from molmoact2_ros.simulation.calibration import camera_calibration, camera_names
 from molmoact2_ros.simulation.scene import document, objects_xml
 
@@ -150,7 +150,7 @@ def _strip_prefix(spec: mujoco.MjSpec) -> None:
 
 
 def _robot_spec(robot: Embodiment) -> mujoco.MjSpec:
-    text = share_path(f"urdf/{robot.family}.urdf").read_text()
+    text = robot_description(robot)
     compiler = '<mujoco><compiler fusestatic="false" discardvisual="false" angle="radian"/></mujoco></robot>'
     return mujoco.MjSpec.from_string(text.replace("</robot>", compiler))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from molmoact2_ros.bringup import NodeSpec, Options, fastdds_profile, nodes, share_path
+from molmoact2_ros.bringup import NodeSpec, Options, StaticFrame, camera_frames, fastdds_profile, nodes, share_path
 
 ROOT = Path(__file__).parents[2]
+ROBOTS = ("franka", "so101", "yam")
 EVERYTHING = Options(film="/tmp/film.mp4", picture="/tmp/picture.png", record="/tmp/bags")
 
 
@@ -56,8 +57,9 @@ def test_every_parameter_that_bringup_sets_is_declared_by_its_node(spec: NodeSpe
     assert set(spec.parameters) <= offered(spec.executable)
 
 
-def test_every_key_of_the_config_file_is_a_parameter_of_its_node():
-    config = yaml.safe_load(share_path("config/so101.yaml").read_text())
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_every_key_of_the_config_file_is_a_parameter_of_its_node(robot: str):
+    config = yaml.safe_load(share_path(f"config/{robot}.yaml").read_text())
     for key, section in config.items():
         name = key.removeprefix("/**/")
         unknown = set(section["ros__parameters"]) - offered(f"{name}_node")
@@ -85,6 +87,12 @@ def test_parameters_reach_the_command_line_with_their_types():
         ({"policy": "random"}, "molmoact2, expert"),
         ({"policy": "expert", "sim": False}, "simulated cell only"),
         ({"sim": False, "wire": True}, "wire needs the simulated cell"),
+        ({"robot": "yam"}, "no trained checkpoint of the simulated yam cell.*policy expert"),
+        ({"sim": False}, "needs a checkpoint on a robot"),
+        ({"policy": "none"}, "episodes, and those need a policy"),
+        ({"driver": "mine"}, "auto, node, external"),
+        ({"sim": False, "policy": "none", "robot_ip": "10.0.0.2"}, "robot_ip is of a Franka"),
+        ({"sim": False, "policy": "none", "robot": "yam", "ports": ("can0",)}, "left_channel and right_channel"),
         ({"task": "  "}, "task is empty"),
         ({"episodes": 0}, "at least 1"),
     ],
@@ -100,12 +108,24 @@ def test_files_are_found_and_a_missing_one_is_named():
         share_path("config/none.yaml")
 
 
-def test_the_launch_file_takes_its_nodes_from_bringup():
-    """Without `launch` (it has no wheel) the file cannot run here; that it reads the list is seen in its text."""
-    tree = ast.parse((ROOT / "launch" / "so101.launch.py").read_text())
-    calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    loops = [node.iter.id for node in ast.walk(tree) if isinstance(node, ast.For) and isinstance(node.iter, ast.Name)]
-    assert "nodes" in calls and "specs" in loops
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    written = {name for name in names if name.endswith("_node")}
-    assert written <= {"episode_node"}, "a node is named in the launch file; it belongs into bringup.py"
+def test_cameras_on_links_have_frames_that_belong_to_them(tmp_path: Path):
+    frames = {frame.child: frame for frame in camera_frames(Options(robot="yam", policy="expert"))}
+    assert {name: frame.parent for name, frame in frames.items()} == {
+        "top_optical_frame": "left_base_link",
+        "left_optical_frame": "left_link6",
+        "right_optical_frame": "right_link6",
+    }
+    assert frames["top_optical_frame"].xyz == pytest.approx((-0.1665, -0.305, 0.9543))
+    w, x, y, z = frames["left_optical_frame"].wxyz
+    assert (w, x) == pytest.approx((0.97630, -0.21644), abs=1e-4), "canted by 25 degrees, as the vendor's station"
+    assert (y, z) == pytest.approx((0.0, 0.0), abs=1e-9)
+    real = Options(robot="yam", sim=False, policy="none")
+    assert camera_frames(real) == ()
+    (tmp_path / "cameras.yaml").write_text(
+        "top: {width: 640, height: 360, k: [500, 0, 320, 0, 500, 180, 0, 0, 1], mount: left_base_link,"
+        " xyz: [0.1, 0.2, 0.9], wxyz: [0, 1, 0, 0]}"
+    )
+    config = tmp_path / "cell.yaml"
+    config.write_text(f"/**/visualizer: {{ros__parameters: {{calibration_file: {tmp_path}/cameras.yaml}}}}")
+    (frame,) = camera_frames(replace(real, config=str(config)))
+    assert frame == StaticFrame("left_base_link", "top_optical_frame", (0.1, 0.2, 0.9), (0.0, 1.0, 0.0, 0.0))

@@ -1,0 +1,202 @@
+"""The launch files start what the command line starts, with the arguments that a user expects.
+
+`launch` and `launch_ros` have no wheel. Their classes are stood in for by ones that keep what they were given; that the
+real ones take it was tried by hand with both packages from source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from molmoact2_ros.bringup import Options, nodes
+from molmoact2_ros.embodiments import embodiment
+
+ROOT = Path(__file__).parents[2]
+ROBOTS = ("franka", "so101", "yam")
+
+
+class Kept:
+    """Keeps its arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+
+class LaunchConfiguration(Kept):
+    def perform(self, context: dict[str, str]) -> str:
+        return context[self.args[0]]
+
+
+NAMES = {
+    "launch": ("LaunchContext", "LaunchDescription"),
+    "launch.actions": (
+        "DeclareLaunchArgument",
+        "EmitEvent",
+        "OpaqueFunction",
+        "RegisterEventHandler",
+        "SetEnvironmentVariable",
+    ),
+    "launch.event_handlers": ("OnProcessExit",),
+    "launch.events": ("Shutdown",),
+    "launch.substitutions": (),
+    "launch_ros": (),
+    "launch_ros.actions": ("Node",),
+    "launch_ros.parameter_descriptions": ("ParameterValue",),
+}
+
+
+@pytest.fixture
+def launching(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, with stand-ins for ROS's launch; gone again afterwards."""
+    for module, names in NAMES.items():
+        stand_in = ModuleType(module)
+        for name in names:
+            setattr(stand_in, name, type(name, (Kept,), {}))
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    monkeypatch.setattr(sys.modules["launch.substitutions"], "LaunchConfiguration", LaunchConfiguration, raising=False)
+    monkeypatch.delitem(sys.modules, "molmoact2_ros.launching", raising=False)
+    yield importlib.import_module("molmoact2_ros.launching")
+    sys.modules.pop("molmoact2_ros.launching", None)
+
+
+def launched(description: Any, **given: str) -> SimpleNamespace:
+    """What a launch file declares and, with the arguments `given`, starts."""
+    items = description.args[0]
+    declared = {item.args[0]: item.kwargs for item in items if type(item).__name__ == "DeclareLaunchArgument"}
+    assert set(given) <= set(declared)
+    context = {name: given.get(name, kwargs["default_value"]) for name, kwargs in declared.items()}
+    (function,) = (item.kwargs["function"] for item in items if type(item).__name__ == "OpaqueFunction")
+    actions = function(context)
+    return SimpleNamespace(
+        arguments=declared,
+        environment=[item.args for item in items if type(item).__name__ == "SetEnvironmentVariable"],
+        nodes=[action.kwargs for action in actions if type(action).__name__ == "Node"],
+        handlers=[action for action in actions if type(action).__name__ == "RegisterEventHandler"],
+    )
+
+
+def from_file(name: str) -> Any:
+    return runpy.run_path(str(ROOT / "launch" / f"{name}.launch.py"))["generate_launch_description"]()
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_a_robot_shows_its_arguments_with_words_and_choices(launching: Any, robot: str) -> None:
+    shown = launched(from_file(robot), policy="expert").arguments
+    expected = {"sim", "wire", "checkpoint", "task", "namespace", "rviz", "record", "use_sim_time", "serials"}
+    expected.add({"franka": "robot_ip"}.get(robot, "ports"))
+    assert expected <= set(shown)
+    assert all(kwargs["description"].endswith(".") for kwargs in shown.values())
+    assert shown["sim"]["choices"] == ["true", "false"]
+    assert shown["robot"]["choices"][0] == robot
+    for choice in shown["robot"]["choices"]:
+        assert embodiment(choice).family == robot
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"policy": "expert", "model": "false"}, {"policy": "expert"}),
+        (
+            {"sim": "false", "checkpoint": "a/b", "model": "false", "record": "/bags", "visualize": "false"},
+            {"sim": False, "checkpoint": "a/b", "record": "/bags", "visualize": False},
+        ),
+        ({"policy": "expert", "namespace": "left/cell", "seed": "7"}, {"policy": "expert", "seed": 7}),
+    ],
+)
+def test_a_launch_file_starts_the_nodes_of_the_command_line(
+    launching: Any, robot: str, given: dict[str, str], options: dict[str, Any]
+) -> None:
+    started = launched(from_file(robot), **given)
+    expected = nodes(Options(robot=robot, namespace=given.get("namespace", ""), **options))
+    ours = [kwargs for kwargs in started.nodes if kwargs["package"] == "molmoact2_ros"]
+    assert [(n["executable"], n["name"], n["namespace"]) for n in ours] == [
+        (spec.executable, spec.name, spec.namespace) for spec in expected
+    ]
+    for kwargs, spec in zip(ours, expected, strict=True):
+        config, parameters = kwargs["parameters"]
+        assert config == spec.config
+        assert {key: parameters[key] for key in spec.parameters} == dict(spec.parameters)
+        assert parameters["use_sim_time"] is False
+        assert kwargs["additional_env"] == dict(spec.environment)
+    assert len(started.handlers) == sum(spec.essential for spec in expected)
+    assert any(name == "FASTRTPS_DEFAULT_PROFILES_FILE" for name, _ in started.environment)
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_the_model_and_every_camera_have_their_frames_in_a_tree_of_the_robot(launching: Any, robot: str) -> None:
+    started = launched(from_file(robot), policy="expert", namespace="here", rviz="true")
+    publisher, *frames = (n for n in started.nodes if n["package"] in ("robot_state_publisher", "tf2_ros"))
+    (rviz,) = (n for n in started.nodes if n["package"] == "rviz2")
+    urdf = publisher["parameters"][0]["robot_description"].args[0]
+    children = []
+    for node in frames:
+        words = dict(zip(node["arguments"][::2], node["arguments"][1::2], strict=True))
+        assert f'<link name="{words["--frame-id"]}"' in urdf
+        assert sum(float(words[f"--q{axis}"]) ** 2 for axis in "xyzw") == pytest.approx(1.0)
+        children.append(words["--child-frame-id"])
+    assert children == [f"{camera}_optical_frame" for camera in embodiment(robot).camera_names]
+    for node in (publisher, rviz, *frames):
+        assert node["namespace"] == "/here"
+        assert ("/tf", "tf") in node["remappings"]
+        assert ("/tf_static", "tf_static") in node["remappings"]
+    view = Path(rviz["arguments"][1]).read_text()
+    assert "/here/visualization/markers" in view
+    assert f"/{robot}/" not in view
+
+
+def test_variants_have_their_own_names_and_links(launching: Any) -> None:
+    started = launched(from_file("franka"), robot="panda", policy="expert", rviz="true")
+    (publisher,) = (n for n in started.nodes if n["package"] == "robot_state_publisher")
+    urdf = publisher["parameters"][0]["robot_description"].args[0]
+    assert 'joint name="panda_joint1"' in urdf
+    assert "fr3" not in urdf
+    (visualizer,) = (n for n in started.nodes if n["executable"] == "visualizer_node")
+    assert visualizer["parameters"][1]["base_frame"] == "panda_link0"
+    (rviz,) = (n for n in started.nodes if n["package"] == "rviz2")
+    assert "Fixed Frame: panda_link0" in Path(rviz["arguments"][1]).read_text()
+
+
+def test_hardware_arguments_reach_driver_and_cameras(launching: Any) -> None:
+    real = {"sim": "false", "checkpoint": "a/b", "model": "false"}
+
+    def parameters(started: SimpleNamespace, executable: str) -> dict[str, Any]:
+        return next(n["parameters"][1] for n in started.nodes if n["executable"] == executable)
+
+    so101 = launched(from_file("so101"), ports="/dev/arm", serials="1, 2", **real)
+    assert parameters(so101, "so101_driver_node")["port"] == "/dev/arm"
+    assert parameters(so101, "camera_node")["sources"] == ["realsense:1", "realsense:2"]
+    franka = launched(from_file("franka"), **real)
+    assert "franka_driver_node" not in {n["executable"] for n in franka.nodes}, "franka_ros2 drives the arm"
+    franka = launched(from_file("franka"), robot_ip="10.0.0.2", **real)
+    assert parameters(franka, "franka_driver_node")["robot_ip"] == "10.0.0.2"
+    with pytest.raises(ValueError, match="one for each of top, left, right"):
+        launched(from_file("yam"), serials="1,2", **real)
+
+
+def test_a_recorder_and_a_view_start_beside_a_running_robot(launching: Any) -> None:
+    started = launched(from_file("record"), robot="yam", directory="/bags", use_sim_time="true")
+    ((node,), (config, parameters)) = started.nodes, started.nodes[0]["parameters"]
+    assert node["executable"] == "recorder_node"
+    assert node["namespace"] == "/yam"
+    assert config.endswith("yam.yaml")
+    assert parameters["directory"] == "/bags"
+    assert parameters["autostart_recording"] is False
+    assert parameters["use_sim_time"] is True
+    view = launched(from_file("rviz"), robot="franka")
+    assert {n["package"] for n in view.nodes} == {"robot_state_publisher", "tf2_ros", "rviz2"}
+
+
+def test_two_robots_of_a_kind_have_cells_of_their_own(launching: Any) -> None:
+    prefixes = set()
+    for namespace in ("one", "two"):
+        started = launched(from_file("so101"), policy="expert", namespace=namespace)
+        prefixes.add(next(n["parameters"][1]["link_prefix"] for n in started.nodes if n["executable"] == "sim_node"))
+    assert len(prefixes) == 2
