@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments import JointLimits, embodiment
+from molmoact2_ros.embodiments import Embodiment, JointLimits, embodiment
 from molmoact2_ros.execution.chunk import ChunkMessage, Refusal
 from molmoact2_ros.execution.executor import Executor, ExecutorConfig
 
@@ -18,21 +18,32 @@ TIMES = tuple((i + 1) / ROBOT.rate_hz for i in range(ROBOT.horizon))
 
 
 class Cell:
-    """An `Executor` whose arm follows its commands with the lag of a servo (`follow` of the difference a tick)."""
+    """An `Executor` whose arm follows its commands with the lag of a servo (`follow` of the difference a tick).
 
-    def __init__(self, config: ExecutorConfig | None = None, follow: float = 0.5) -> None:
-        self.executor = Executor(ROBOT, config or ExecutorConfig())
+    Readings carry `noise` rad, from a generator of their own. `wrong_stamp_ns` is added to their stamps.
+    """
+
+    def __init__(
+        self, config: ExecutorConfig | None = None, follow: float = 0.5, robot: Embodiment = ROBOT, noise: float = 0.0
+    ) -> None:
+        self.robot = robot
+        self.executor = Executor(robot, config or ExecutorConfig())
+        self.period_ns = round(1e9 / self.executor.config.rate_hz)
         self.now_ns = START_NS
-        self.position = ROBOT.rest_position.copy()
-        self.follow = follow
+        self.position = robot.rest_position.copy()
+        self.follow, self.noise = follow, noise
         self.encoders_work = True
+        self.wrong_stamp_ns = 0
         self.commands: list[NDArray[np.float64] | None] = []
+        self._rng = np.random.default_rng(0)
         self.executor.configured()
         self.read_encoders()
 
     def read_encoders(self) -> None:
         if self.encoders_work:
-            self.executor.on_joint_state(ROBOT.joint_names, self.position, self.now_ns)
+            measured = self.position + self.noise * self._rng.standard_normal(self.robot.dof)
+            stamp = self.now_ns + self.wrong_stamp_ns
+            self.executor.on_joint_state(self.robot.joint_names, measured, stamp, self.now_ns)
 
     def arm(self) -> None:
         done, message = self.executor.arm(self.now_ns)
@@ -40,7 +51,7 @@ class Cell:
 
     def tick(self, count: int = 1) -> None:
         for _ in range(count):
-            self.now_ns += PERIOD_NS
+            self.now_ns += self.period_ns
             command = self.executor.tick(self.now_ns)
             self.commands.append(None if command is None else command.copy())
             if command is not None:
@@ -51,12 +62,13 @@ class Cell:
         self,
         rows: NDArray[np.float64],
         stamp_ns: int | None = None,
-        names: Sequence[str] = ROBOT.joint_names,
+        names: Sequence[str] | None = None,
         times: Sequence[float] | None = None,
     ) -> Refusal | None:
         """Offer a chunk, by default of an observation of this moment."""
         stamp_ns = self.now_ns if stamp_ns is None else stamp_ns
-        times = [(i + 1) / ROBOT.rate_hz for i in range(len(rows))] if times is None else times
+        names = self.robot.joint_names if names is None else names
+        times = [(i + 1) / self.robot.rate_hz for i in range(len(rows))] if times is None else times
         return self.executor.on_chunk(ChunkMessage(stamp_ns, names, rows.tolist(), times), self.now_ns)
 
     @property
@@ -65,10 +77,14 @@ class Cell:
         return np.array([command for command in self.commands if command is not None])
 
 
-def ramp(distance: float, start: NDArray[np.float64] | None = None, rows: int = ROBOT.horizon) -> NDArray[np.float64]:
-    """A chunk (rows, dof) that moves the five arm joints by `distance` rad in one horizon."""
-    out = np.tile(ROBOT.rest_position if start is None else start, (rows, 1))
-    out[:, :5] += distance * (np.arange(rows) + 1)[:, None] / ROBOT.horizon
+def ramp(
+    distance: float, start: NDArray[np.float64] | None = None, rows: int | None = None, robot: Embodiment = ROBOT
+) -> NDArray[np.float64]:
+    """A chunk (rows, dof) that moves the arm joints by `distance` rad in one horizon."""
+    rows = robot.horizon if rows is None else rows
+    out = np.tile(robot.rest_position if start is None else start, (rows, 1))
+    moving = [j for j in range(robot.dof) if j not in robot.gripper_indices]
+    out[:, moving] += distance * (np.arange(rows) + 1)[:, None] / robot.horizon
     return out
 
 
@@ -78,5 +94,4 @@ def assert_within_limits(commands: np.ndarray, limits: JointLimits, period: floa
     padded = np.concatenate((np.repeat(commands[:1], 3, axis=0), commands))
     for order, limit in ((1, limits.velocity), (2, limits.acceleration), (3, limits.jerk)):
         values = np.abs(np.diff(padded, n=order, axis=0)) / period**order
-        # Rounding of a position (1e-16 rad) is 1e-9 rad/s^3 in its third difference at 100 Hz.
-        assert np.all(values <= limit * (1 + 1e-6)), (order, (values / limit).max())
+        assert np.all(values <= limit * (1 + 1e-9)), (order, (values / limit).max())

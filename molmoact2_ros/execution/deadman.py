@@ -1,4 +1,4 @@
-"""A driver's own guard: commands have ceased, so the arm is to hold. It trusts nobody upstream, not even the executor."""
+"""A driver's own guard: commands have ceased, so the arm is to hold. It trusts nobody, not even the executor."""
 
 from __future__ import annotations
 

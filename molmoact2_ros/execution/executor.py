@@ -1,106 +1,77 @@
-"""Ties timeline, limits and supervisor together: inputs at any time, one set-point a tick.
+"""Ties timeline, limits, watches and supervisor together: inputs at any time, one set-point a tick.
 
 Invariants: nothing is commanded unless armed; the first command after arming is the measured position; a refused or
-ignored chunk changes nothing; every stop is a jerk-limited deceleration. Grippers keep their last target through a
-halt or a fault (an object held stays held); an e-stop stops them too.
+ignored chunk changes nothing; every stop is a jerk-limited deceleration whose time is known when it begins. A stop of
+one arm stops all. Grippers keep their last target through a halt or a fault (an object held stays held); an e-stop
+stops them too.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal, check_start, check_time, chunk_from_message
-from molmoact2_ros.execution.curve import ChunkCurve
+from molmoact2_ros.execution.admission import Admission
+from molmoact2_ros.execution.arming import reason_not_to_arm, start_pose
+from molmoact2_ros.execution.chunk import ChunkMessage, Refusal
+from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
 from molmoact2_ros.execution.limits import Limiter
 from molmoact2_ros.execution.motion import Motion
+from molmoact2_ros.execution.ramp import Ramp
+from molmoact2_ros.execution.stopping import Stops
 from molmoact2_ros.execution.supervisor import Change, Event, State, Supervisor
-from molmoact2_ros.execution.timeline import Order, Timeline
+from molmoact2_ros.execution.timeline import Timeline
+from molmoact2_ros.execution.watch import Finding, Watch
+from molmoact2_ros.execution.workspace import WorkspaceGuard
 
 Array = NDArray[np.float64]
 
 FOLLOWING = (State.TRACKING, State.STOPPING)
-"""States in which the chunk, as long as there is one, moves the arm."""
+"""States in which the chunk or the ramp, as long as there is one, moves the arm."""
 
-
-@dataclass(frozen=True)
-class ExecutorConfig:
-    """Figures of the executor; seconds, rad, Hz.
-
-    Attributes:
-        rate_hz: set-points a second.
-        blend_s: shortest time in which the difference to a new chunk is faded out.
-        slow_down_s: last part of a chunk's horizon, in which the arm slows down to rest.
-        joint_state_timeout_s: oldest encoder reading to move on.
-        max_future_s: how far a stamp may lie in the future.
-        position_margin: how far a target or a reading may lie outside the position limits before it is refused.
-        max_tracking_error: largest distance of a measured arm joint from the commands of the last `tracking_window_s`.
-        tracking_window_s: covers the lag of the servos.
-        tracking_error_s: how long the error must last to be a fault.
-        max_tick_gap_s: a longer gap between ticks, or a step back in time, halts the motion.
-    """
-
-    rate_hz: float = 100.0
-    blend_s: float = 0.2
-    slow_down_s: float = 0.3
-    joint_state_timeout_s: float = 0.25
-    max_future_s: float = 0.1
-    position_margin: float = 0.05
-    max_tracking_error: float = 0.25
-    tracking_window_s: float = 0.3
-    tracking_error_s: float = 0.2
-    max_tick_gap_s: float = 0.25
-
-
-@dataclass
-class Counters:
-    """What became of the chunks, and what the limits and clocks did."""
-
-    chunks_accepted: int = 0
-    chunks_previewed: int = 0
-    chunks_refused: int = 0
-    chunks_ignored: int = 0
-    joint_states_refused: int = 0
-    slow_downs: int = 0
-    clock_jumps: int = 0
-    late_rows: int = 0
-    """Rows of the present chunk that had passed when it was adopted."""
-    last_refusal: str = ""
-    last_ignored: str = ""
+__all__ = ["Executor", "ExecutorConfig"]
 
 
 class Executor:
-    """All methods may be called from any thread; `tick` belongs to the command loop. Times are ROS time in ns."""
+    """All methods may be called from any thread; `tick` belongs to the command loop. Times are ROS time in ns.
+
+    Raises:
+        ValueError: the configuration does not fit the robot.
+    """
 
     def __init__(self, robot: Embodiment, config: ExecutorConfig) -> None:
+        config.check(robot)
         self.robot, self.config = robot, config
         self.counters = Counters()
         groups = [list(range(robot.dof))[arm] for arm in robot.arms] + [[j] for j in robot.gripper_indices]
         self._period_s = 1.0 / config.rate_hz
-        self._limiter = Limiter(robot.limits, groups, self._period_s)
-        self._is_gripper = [False] * len(robot.arms) + [True] * len(robot.gripper_indices)
+        self._arms = len(robot.arms)
+        self._guard = WorkspaceGuard(robot, robot.limits, self._period_s, config.workspaces)
+        varies = type(robot).velocity_bounds is not Embodiment.velocity_bounds
+        bounds = robot.velocity_bounds if varies else None
+        self._limiter = Limiter(robot.limits, groups, self._period_s, bounds, self._guard, self._arms)
         self._all_braked, self._none_braked = [True] * len(groups), [False] * len(groups)
-        self._arms_braked = [not gripper for gripper in self._is_gripper]
+        self._arms_braked = [g < self._arms for g in range(len(groups))]
+        self._stops = Stops(self._limiter, self._guard, self._arms, self.counters)
         self._timeline = Timeline(robot.limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
+        self._ramp: Ramp | None = None
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
-        window = round(config.tracking_window_s * config.rate_hz)
-        self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, window)
+        self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, self.counters)
+        self._watch = Watch(robot, config, self._feedback)
+        self._admission = Admission(robot, config, self._limiter.safe, self._timeline, self._feedback)
         self._engaged = False
         self._fresh = False
-        self._blind = False
         self._last_tick_ns: int | None = None
-        self._error_since_ns: int | None = None
-        self._tracking_error = 0.0
         self._e_stop_pressed = False
         self._hardware_fault = ""
-        self._rest = Motion.at_rest(robot.rest_position)
+        self._out_of_bounds = ""
+        self._rest = robot.rest_position.copy()
 
     # -- what the outside sees ------------------------------------------------------------------------------------
 
@@ -120,6 +91,11 @@ class Executor:
         return self._limiter.motion
 
     @property
+    def stop_due_ns(self) -> int | None:
+        """By when the stop under way has ended, if every tick comes; None while nothing stops."""
+        return self._stops.due_ns
+
+    @property
     def pending(self) -> bool:
         """True while there are changes of state to collect."""
         return self._supervisor.pending
@@ -137,33 +113,29 @@ class Executor:
     def values(self, now_ns: int) -> dict[str, object]:
         """Figures for `executor/state`, ready to print."""
         with self._lock:
-            chunk = self._timeline.chunk
-            c = self.counters
+            chunk, c = self._timeline.chunk, self.counters
             age = "" if chunk is None else f"{(now_ns - chunk.stamp_ns) * 1e-6:.1f}"
             seen = "" if self._feedback.position is None else f"{(now_ns - self._feedback.stamp_ns) * 1e-6:.1f}"
+            due = self._stops.due_ns
+            left = "" if due is None else f"{max(0, due - now_ns) * 1e-6:.0f}"
             return {
                 "chunk_age_ms": age,
-                "late_rows": c.late_rows,
-                "chunks_accepted": c.chunks_accepted,
-                "chunks_previewed": c.chunks_previewed,
-                "chunks_refused": c.chunks_refused,
-                "chunks_ignored": c.chunks_ignored,
-                "last_refusal": c.last_refusal,
-                "last_ignored": c.last_ignored,
                 "joint_state_age_ms": seen,
-                "joint_states_refused": c.joint_states_refused,
-                "tracking_error_rad": f"{self._tracking_error:.4f}",
+                "tracking_error_rad": f"{self._watch.tracking_error:.4f}",
                 "limited_ticks": self._limiter.limited_ticks,
-                "slow_downs": c.slow_downs,
-                "clock_jumps": c.clock_jumps,
+                "stop_left_ms": left,
+                "pace": f"{1.0 / self._timeline.stretch:.3f}",
+                **vars(c),
             }
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
-    def configured(self) -> None:
-        """The robot is known and its inputs are connected."""
+    def configured(self, e_stopped: bool = False) -> None:
+        """The robot is known and its inputs are connected. `e_stopped`: an e-stop from before still has to be reset."""
         with self._lock:
             self._supervisor.handle(Event.CONFIGURED, "configured; call executor/arm to move")
+            if e_stopped:
+                self._supervisor.handle(Event.E_STOP, "an e-stop from before was not reset; call executor/reset_e_stop")
 
     def cleaned_up(self) -> None:
         """Nothing is connected any more."""
@@ -171,61 +143,89 @@ class Executor:
             self._engaged = False
             self._supervisor.handle(Event.CLEANED_UP, "not configured")
 
-    def on_joint_state(self, names: Sequence[str], positions: Sequence[float], stamp_ns: int) -> str | None:
-        """Take an encoder reading; returns why it was refused, if it was. An unusable reading counts as none."""
-        try:
-            with self._lock:
-                self._feedback.take(names, positions, stamp_ns)
-        except ValueError as error:
-            self.counters.joint_states_refused += 1
-            return str(error)
+    def on_joint_state(
+        self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int | None = None
+    ) -> str | None:
+        """Take an encoder reading; returns why it was refused, if it was. An unusable reading counts as none.
+
+        With `now_ns` a reading from the future is refused at once; without, it makes the arm hold until its time comes.
+        """
+        with self._lock:
+            try:
+                self._watch.measured(self._feedback.take(names, positions, stamp_ns, now_ns))
+            except ValueError as error:
+                self.counters.joint_states_refused += 1
+                return str(error)
         return None
+
+    def on_acknowledgement(self, stamp_ns: int) -> None:
+        """The driver has passed on a command at `stamp_ns`."""
+        with self._lock:
+            self._watch.acknowledged(stamp_ns)
 
     def on_chunk(self, message: ChunkMessage, now_ns: int) -> Refusal | None:
         """Take an action chunk; returns why it was refused, if it was. Old and repeated chunks are ignored."""
-        checked = chunk_from_message(self.robot, message, self.config.position_margin)
-        curve = None if isinstance(checked, Refusal) else self._curve_of(checked)
+        checked = self._admission.check_message(message)
         with self._lock:
             if isinstance(checked, Refusal):
                 return self._refuse(checked)
-            order = self._timeline.order(checked.stamp_ns)
-            if order is not Order.NEWER:
+            ignored = self._admission.reason_to_ignore(checked, ramping=self._ramp is not None)
+            if ignored:
                 self.counters.chunks_ignored += 1
-                self.counters.last_ignored = order.value
+                self.counters.last_ignored = ignored
                 return None
-            refusal = check_time(checked, now_ns, self.config.max_future_s) or self._check_against_arm(checked, now_ns)
+            refusal = self._admission.check_now(checked, now_ns)
             if refusal is not None:
                 return self._refuse(refusal)
             if not self._supervisor.accepts(Event.CHUNK):
                 self.counters.chunks_previewed += 1
                 return None
-            assert curve is not None
+            commanded_ns = self._commanded_ns(now_ns)
+            rows = self._admission.prepare(checked, self._rest)
+        curve = self._admission.curve_of(rows, commanded_ns)  # some milliseconds, which the tick need not wait for
+        with self._lock:
+            # Meanwhile the arm may have been stopped, or a stop may have ended.
+            if self._admission.reason_to_ignore(checked, self._ramp is not None) or not self._supervisor.accepts(
+                Event.CHUNK
+            ):
+                return None
+            commanded_ns = self._commanded_ns(now_ns)
+            outside = self._admission.splice(curve, commanded_ns, self._limiter.motion, self._guard)
+            if outside is not None:
+                self._out_of_bounds = outside.reason
+                if self._supervisor.state is State.HOLDING:
+                    self._supervisor.handle(Event.HALT, outside.reason)
+                return self._refuse(outside)
+            self._out_of_bounds = ""
             self.counters.chunks_accepted += 1
             self.counters.late_rows = checked.late_rows(now_ns)
-            commanded_ns = now_ns if self._last_tick_ns is None else self._last_tick_ns
-            self._timeline.splice(curve, commanded_ns, self._limiter.motion)
+            self._stops.forget()
             self._supervisor.handle(Event.CHUNK, "following the policy")
         return None
 
     def on_task(self, now_ns: int) -> None:
         """A new task, or the same once more: chunks observed before it no longer count."""
         with self._lock:
-            self._halt("new task; waiting for its first chunk", now_ns)
+            self._stop(Event.HALT, "new task; waiting for its first chunk", now_ns)
 
     def on_e_stop(self, pressed: bool, now_ns: int) -> None:
         """Latch an emergency stop; its release alone changes nothing."""
         with self._lock:
             self._e_stop_pressed = pressed
-            if pressed:
-                self._timeline.drop(now_ns)
-                self._supervisor.handle(Event.E_STOP, "e-stop pressed; release it and call executor/reset_e_stop")
+            if pressed and self._supervisor.handle(
+                Event.E_STOP, "e-stop pressed; release it and call executor/reset_e_stop"
+            ):
+                self._drop(now_ns)
+                self._stops.forget()
+                if self._engaged:
+                    self._stops.set_time(self._commanded_ns(now_ns), None)
 
     def on_hardware(self, fault: str, now_ns: int) -> None:
         """Take the driver's word on its hardware: why it must not move, or an empty string when nothing is wrong."""
         with self._lock:
             self._hardware_fault = fault
-            if fault and self._supervisor.handle(Event.FAULT, f"driver: {fault}; then disarm and arm again"):
-                self._timeline.drop(now_ns)
+            if fault:
+                self._stop(Event.FAULT, f"driver: {fault}; then disarm and arm again", now_ns)
 
     def reset_e_stop(self, now_ns: int) -> tuple[bool, str]:
         """Leave ESTOPPED for DISARMED; refused while the cause is there or the arm still moves."""
@@ -243,32 +243,13 @@ class Executor:
     def arm(self, now_ns: int) -> tuple[bool, str]:
         """Begin to hold the measured position; refused with the reason while that is not safe."""
         with self._lock:
-            state = self._supervisor.state
-            if state in (State.HOLDING, State.TRACKING):
-                return True, f"already armed, {state.value}"
-            if state is not State.DISARMED:
-                return False, f"cannot arm while {state.value}: {self._supervisor.reason}"
-            stale = self._feedback.stale(now_ns) or self._hardware_fault
-            if stale:
-                return False, f"cannot arm: {stale}"
-            measured = self._feedback.position
-            assert measured is not None
-            limits, margin = self.robot.limits, self.config.position_margin
-            excess = np.maximum(limits.lower - measured, measured - limits.upper)
-            j = int(np.argmax(excess))
-            if excess[j] > margin:
-                return False, (
-                    f"cannot arm: {self.robot.joint_names[j]} is at {measured[j]:.3f} rad, outside its limits "
-                    f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}; move it back by hand"
-                )
-            self._limiter.reset(np.clip(measured, limits.lower, limits.upper))
-            self._rest = self._limiter.motion
-            self._feedback.begin(self._rest.position)
-            self._timeline.drop(now_ns)
-            self._engaged = self._fresh = True
-            self._blind = False
-            self._error_since_ns = None
-            self._supervisor.handle(Event.ARM, "armed; waiting for an action chunk")
+            if self._supervisor.state in (State.HOLDING, State.TRACKING):
+                return True, f"already armed, {self._supervisor.state.value}"
+            refusal = self._arm(now_ns, to_start=self.config.ramp_on_arming)
+            if refusal:
+                return False, refusal
+            if self.config.ramp_on_arming:
+                return self._begin_ramp(now_ns)
         return True, "armed; holding the measured position"
 
     def disarm(self, now_ns: int) -> tuple[bool, str]:
@@ -276,138 +257,182 @@ class Executor:
         with self._lock:
             if self._supervisor.state is State.DISARMED:
                 return True, "already disarmed"
-            if not self._supervisor.handle(Event.DISARM, "disarmed on request"):
+            if not self._stop(Event.DISARM, "disarmed on request", now_ns):
                 return False, f"cannot disarm while {self._supervisor.state.value}: {self._supervisor.reason}"
-            self._timeline.drop(now_ns)
         return True, "decelerating to rest, then DISARMED"
+
+    def go_to_start(self, now_ns: int) -> tuple[bool, str]:
+        """Ramp to the start pose, from HOLDING or, arming first, from DISARMED; refused with the reason."""
+        with self._lock:
+            if self._supervisor.state is not State.HOLDING:
+                refusal = self._arm(now_ns, to_start=True)
+                if refusal:
+                    return False, refusal.replace("cannot arm", "cannot go to the start pose")
+            return self._begin_ramp(now_ns)
 
     # -- the tick -------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> Array | None:
         """The set-point (dof,), rad, for `now_ns`; None while nothing may be commanded."""
         with self._lock:
-            even = self._watch_clock(now_ns)
+            jump = self._watch.clock(now_ns, self._last_tick_ns)
+            if jump is not None:
+                self.counters.clock_jumps += 1
+                self._act(jump, now_ns)
             self._last_tick_ns = now_ns
             if not self._engaged:
                 return None
             if self._fresh:
                 self._fresh = False
-                return self._remember(self._limiter.motion.position)
-            if even:  # after a jump every reading looks old or new until the next ones have come
-                self._watch_inputs(now_ns)
-            following = self._supervisor.state in FOLLOWING and not self._timeline.finished(now_ns)
-            if following:
-                self._rest = self._held(self._timeline.sample(now_ns))
-                # The limiter counts from the last command, which was for the tick before.
-                setpoint = self._limiter.step(
-                    lambda after_s: self._timeline.sample(now_ns, after_s - self._period_s), self._none_braked
-                )
+                return self._limiter.motion.position
+            if jump is None:  # after a jump every reading looks old or new until the next ones have come
+                self._act(self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING), now_ns)
+                self._watch_horizon(now_ns)
+            path = self._path(now_ns)
+            if path is not None:
+                setpoint = self._follow(path, now_ns)
             else:
-                stopped = self._supervisor.state is State.ESTOPPED
-                setpoint = self._limiter.step(self._at_rest, self._all_braked if stopped else self._arms_braked)
-            if self._limiter.refusal:
-                self._halt(f"limits: {self._limiter.refusal}", now_ns)
-            if not following and self._limiter.motion.still:
+                setpoint = self._limiter.step(None, self._braked(now_ns), self._rest)
+            if self._limiter.blocked is not None:
+                self._stop(Event.HALT, self._guard.reason, now_ns)
+            elif self._limiter.refusal:
+                self._stop(Event.HALT, f"limits: {self._limiter.refusal}", now_ns)
+            if path is None and self._limiter.motion.still:
+                self._stops.ended()
                 self._supervisor.handle(Event.AT_REST, "")
                 if self._supervisor.state is State.DISARMED:
                     self._release(now_ns)
-            return self._remember(setpoint)
+            self._watch.commanded(setpoint)
+            return setpoint
 
-    def _at_rest(self, after_s: float) -> Motion:
-        return self._rest
+    def _follow(self, path: Timeline | Ramp, now_ns: int) -> Array:
+        first: list[Motion] = []
 
-    def _held(self, wanted: Motion) -> Motion:
-        """What grippers keep when the arm stops: the last target, inside the limits."""
-        return Motion.at_rest(np.clip(wanted.position, self.robot.limits.lower, self.robot.limits.upper))
+        def reference(after_s: float) -> Motion:
+            # The limiter counts from the last command, which was for the tick before.
+            wanted = path.sample(now_ns, after_s - self._period_s)
+            if not first:
+                first.append(wanted)
+            return wanted
 
-    def _remember(self, setpoint: Array) -> Array:
-        self._feedback.commanded(setpoint)
+        setpoint = self._limiter.step(reference, self._none_braked)
+        # What grippers keep when the arm stops.
+        self._rest = np.clip(first[0].position, self.robot.limits.lower, self.robot.limits.upper)
         return setpoint
+
+    def _braked(self, now_ns: int) -> list[bool]:
+        if self._supervisor.state is State.ESTOPPED or self._stops.grippers_overdue(now_ns):
+            return self._all_braked
+        return self._arms_braked
+
+    def _path(self, now_ns: int) -> Timeline | Ramp | None:
+        """What moves the arm; None when nothing does."""
+        if self._supervisor.state not in FOLLOWING:
+            return None
+        path = self._timeline if self._ramp is None else self._ramp
+        return None if path.finished(now_ns) else path
+
+    # -- stops ------------------------------------------------------------------------------------------------------
+
+    def _act(self, finding: Finding | None, now_ns: int) -> None:
+        if finding is not None:
+            self._stop(finding.event, finding.reason, now_ns)
+
+    def _stop(self, event: Event, reason: str, now_ns: int) -> bool:
+        """Hand `event` to the supervisor; where it stops the arm, on the path if that fits. Only chunks observed from
+        now on go on. False when the event means nothing in the present state."""
+        if event is not Event.HALT and not self._supervisor.accepts(event):
+            return False
+        path = None if self._last_tick_ns is None or self._fresh else self._path(self._last_tick_ns)
+        if path is not None and self._last_tick_ns is not None:
+            self._stops.plan(path, self._last_tick_ns)
+        self._drop(now_ns)
+        accepted = self._supervisor.handle(event, reason)
+        if self._engaged and self._stops.due_ns is None:
+            self._stops.set_time(self._commanded_ns(now_ns), self._rest)
+        return accepted
+
+    def _commanded_ns(self, now_ns: int) -> int:
+        """What moment the last command was for."""
+        return now_ns if self._last_tick_ns is None else self._last_tick_ns
+
+    def _drop(self, now_ns: int) -> None:
+        self._ramp = None
+        self._admission.drop(now_ns)
 
     def _release(self, now_ns: int) -> None:
         self._engaged = False
-        self._tracking_error = 0.0
-        self._timeline.drop(now_ns)
+        self._stops.forget()
+        self._watch.end()
+        self._drop(now_ns)
 
-    def _halt(self, reason: str, now_ns: int) -> None:
-        """Stop by itself; chunks observed from now on go on."""
-        self._timeline.drop(now_ns)
-        self._supervisor.handle(Event.HALT, reason)
+    # -- arming and ramp ----------------------------------------------------------------------------------------------
+
+    def _arm(self, now_ns: int, to_start: bool) -> str:
+        """Engage at the measured position; returns why not, if not. `to_start`: the start pose is where it will go."""
+        if self._supervisor.state is not State.DISARMED:
+            return f"cannot arm while {self._supervisor.state.value}: {self._supervisor.reason}"
+        heard_ns = None if to_start else self._admission.heard_ns
+        refusal = self._hardware_fault or reason_not_to_arm(
+            self.robot, self.config, self._feedback, heard_ns, now_ns, to_start
+        )
+        if refusal:
+            return f"cannot arm: {refusal}"
+        assert self._feedback.position is not None
+        limits = self.robot.limits
+        self._limiter.reset(np.clip(self._feedback.position, limits.lower, limits.upper))
+        self._rest = self._limiter.motion.position.copy()
+        self._watch.begin(self._rest, now_ns)
+        self._guard.begin(self._rest)
+        self._stops.forget()
+        self._drop(now_ns)
+        self._engaged = self._fresh = True
+        self._out_of_bounds = ""
+        self._supervisor.handle(Event.ARM, "armed; waiting for an action chunk")
+        return ""
+
+    def _begin_ramp(self, now_ns: int) -> tuple[bool, str]:
+        stale = self._feedback.stale(now_ns)
+        if stale:
+            return False, f"cannot go to the start pose: {stale}"
+        goal = np.clip(start_pose(self.robot, self.config), self._limiter.safe.lower, self._limiter.safe.upper)
+        start = self._limiter.motion.position.copy()
+        grippers = list(self.robot.gripper_indices)
+        start[grippers] = self._rest[grippers]
+        ramp = Ramp(start, goal, self.robot.limits, grippers, self.config.ramp_speed, now_ns)
+        times: Array = np.linspace(0.0, ramp.duration_s, 60, dtype=np.float64)
+        outside = self._guard.first_outside(ramp.sample(now_ns, times).position)
+        if outside is not None:
+            return False, f"cannot go to the start pose: {outside[1]}"
+        self._drop(now_ns)
+        self._stops.forget()
+        self._ramp = ramp
+        self._supervisor.handle(Event.RAMP, f"going to the start pose in {ramp.duration_s:.1f} s")
+        return True, f"going to the start pose in {ramp.duration_s:.1f} s"
 
     # -- watching -------------------------------------------------------------------------------------------------
-
-    def _curve_of(self, chunk: Chunk) -> ChunkCurve:
-        return ChunkCurve.of(chunk, self.robot.limits, self.robot.gripper_indices)
 
     def _refuse(self, refusal: Refusal) -> Refusal:
         self.counters.chunks_refused += 1
         self.counters.last_refusal = refusal.reason
         return refusal
 
-    def _check_against_arm(self, chunk: Chunk, now_ns: int) -> Refusal | None:
-        stale = self._feedback.stale(now_ns)
-        if stale is not None:
-            return Refusal("joint state", f"an action chunk needs a measured position to start from: {stale}")
-        assert self._feedback.position is not None
-        return check_start(self.robot, chunk, now_ns, self._feedback.position)
-
-    def _watch_clock(self, now_ns: int) -> bool:
-        """Halt on a gap between ticks or a step back in time; False when there was one."""
-        if self._last_tick_ns is None:
-            return True
-        gap = (now_ns - self._last_tick_ns) * 1e-9
-        if 0.0 < gap <= self.config.max_tick_gap_s:
-            return True
-        self.counters.clock_jumps += 1
-        self._halt(f"the command loop stood still or its clock jumped, by {gap:.3f} s", now_ns)
-        if gap <= 0.0:
-            self._feedback.clock_went_back(now_ns)
-        return False
-
-    def _watch_inputs(self, now_ns: int) -> None:
+    def _watch_horizon(self, now_ns: int) -> None:
+        """What has moved the arm comes to its end."""
         state = self._supervisor.state
-        stale = self._feedback.stale(now_ns)
-        if stale is not None:
-            self._error_since_ns = None
-            if not self._blind:
-                self._blind = True
-                self._halt(stale, now_ns)
-        else:
-            if self._blind:
-                self._blind = False
-                if state is State.HOLDING:
-                    self._supervisor.handle(Event.HALT, "joint_states are back; waiting for a fresh action chunk")
-            self._watch_tracking(now_ns)
-        state = self._supervisor.state
-        chunk = self._timeline.chunk
-        if chunk is None or state not in FOLLOWING:
+        if self._ramp is not None and self._ramp.finished(now_ns):
+            self._stop(Event.ARRIVED, "at the start pose; waiting for an action chunk", now_ns)
+        if state not in FOLLOWING or self._ramp is not None:
             return
-        silence = (now_ns - chunk.stamp_ns) * 1e-9
-        if self._timeline.finished(now_ns):
-            self._timeline.finish()
-            horizon = len(chunk.rows) / chunk.rate_hz
-            self._supervisor.handle(
-                Event.CHUNK_ENDING, f"policy silent for {silence:.2f} s; the chunk's {horizon:.2f} s are used up"
-            )
-        elif state is State.TRACKING and self._timeline.slowing(now_ns):
+        ending = self._admission.ending(now_ns, self._out_of_bounds, slowing=state is State.STOPPING)
+        if ending is None:
+            return
+        if ending.kind == "old":
+            self._stop(Event.HALT, ending.reason, now_ns)
+            return
+        if ending.kind == "slowing":
             self.counters.slow_downs += 1
-            self._supervisor.handle(
-                Event.CHUNK_ENDING, f"policy silent for {silence:.2f} s; slowing down, the chunk is nearly used up"
-            )
-
-    def _watch_tracking(self, now_ns: int) -> None:
-        """A measured arm joint that is far from every recent command is a fault."""
-        self._tracking_error, joint = self._feedback.tracking_error()
-        if self._tracking_error <= self.config.max_tracking_error:
-            self._error_since_ns = None
-            return
-        if self._error_since_ns is None:
-            self._error_since_ns = now_ns
-        if (now_ns - self._error_since_ns) * 1e-9 >= self.config.tracking_error_s:
-            name = self.robot.joint_names[joint]
-            reason = (
-                f"tracking error: {name} is {self._tracking_error:.3f} rad from its command "
-                f"(limit {self.config.max_tracking_error:g}); is it blocked, or was the arm moved? Disarm and arm again"
-            )
-            if self._supervisor.handle(Event.FAULT, reason):
-                self._timeline.drop(now_ns)
+        elif ending.kind == "over":
+            self._timeline.finish()
+        self._supervisor.handle(Event.CHUNK_ENDING, ending.reason)
+        self._stops.set_time(self._commanded_ns(now_ns), self._rest, self._timeline.left_from(now_ns))

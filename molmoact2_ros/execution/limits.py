@@ -127,6 +127,12 @@ class Limiter:
         stop = Stop.of(_of(self.motion, joints), limits.acceleration[joints], limits.jerk[joints])
         return float(np.ceil(stop.duration / self.period_s - 1e-9)) * self.period_s
 
+    def longest_stop(self, group: int | None = None) -> float:
+        """How long the fastest stop takes at most, from any state of `group` (all groups), s."""
+        limits = self.safe.limits
+        longest = limits.velocity / limits.acceleration + 2.0 * limits.acceleration / limits.jerk
+        return float(longest.max() if group is None else longest[self.groups[group]].max())
+
     def rest_duration(self, group: int, position: Array) -> float:
         """How long `group` takes to rest at `position` (dof,), s."""
         rest = Motion.at_rest(np.clip(position, self.safe.lower, self.safe.upper))

@@ -44,7 +44,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Stop:
-    """Time-optimal stop, each joint on its own: three phases of constant jerk; durations and jerks are (3, ..., dof)."""
+    """Fastest stop, each joint on its own, in three phases of constant jerk; durations and jerks (3, ..., dof)."""
 
     start: Motion
     durations: Array

@@ -188,10 +188,10 @@ class SafeSet:
 
     def _stop_keeps_bounds(self, stop: Stop, peak: Array) -> NDArray[np.bool_]:
         count = int(np.ceil(stop.duration / self.period_s)) + 1
-        times = (np.arange(count + 1) * self.period_s).reshape(-1, *(1 for _ in peak.shape))
-        way = stop.at(times)
+        times = np.arange(count + 1, dtype=np.float64).reshape(-1, *(1 for _ in peak.shape))
+        way = stop.at(times * self.period_s)
         peak_at = np.abs(stop.start.acceleration) / self.limits.jerk
-        peak = np.where(times[:-1] <= peak_at, peak, 0.0)
+        peak = np.where(times[:-1] * self.period_s <= peak_at, peak, 0.0)
         fast_down = np.minimum(np.minimum(way.velocity[:-1], way.velocity[1:]), peak)
         fast_up = np.maximum(np.maximum(way.velocity[:-1], way.velocity[1:]), peak)
         low = np.minimum(way.position[:-1], way.position[1:])

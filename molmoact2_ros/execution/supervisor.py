@@ -33,6 +33,8 @@ class Event(Enum):
     ARM = "arm"
     DISARM = "disarm"
     CHUNK = "a chunk was accepted"
+    RAMP = "a ramp to the start pose was asked for"
+    ARRIVED = "the ramp has ended"
     CHUNK_ENDING = "the horizon of the chunk ends"
     HALT = "an input is missing or has changed; goes on by itself with a fresh chunk"
     AT_REST = "all joints rest"
@@ -58,9 +60,15 @@ _MOVING = {
 TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     State.UNCONFIGURED: {Event.CONFIGURED: Step(State.DISARMED), **_E_STOP},
     State.DISARMED: {Event.ARM: Step(State.HOLDING), Event.CLEANED_UP: Step(State.UNCONFIGURED), **_E_STOP},
-    State.HOLDING: {Event.CHUNK: Step(State.TRACKING), Event.HALT: Step(State.HOLDING), **_MOVING},
+    State.HOLDING: {
+        Event.CHUNK: Step(State.TRACKING),
+        Event.RAMP: Step(State.TRACKING),
+        Event.HALT: Step(State.HOLDING),
+        **_MOVING,
+    },
     State.TRACKING: {
         Event.CHUNK: Step(State.TRACKING),
+        Event.ARRIVED: Step(State.STOPPING, State.HOLDING),
         Event.CHUNK_ENDING: Step(State.STOPPING, State.HOLDING),
         Event.HALT: Step(State.STOPPING, State.HOLDING),
         **_MOVING,
@@ -72,9 +80,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
         **_MOVING,
     },
     State.FAULT: {Event.DISARM: Step(State.STOPPING, State.DISARMED), **_E_STOP},
-    State.ESTOPPED: {Event.RESET: Step(State.DISARMED), Event.CLEANED_UP: Step(State.UNCONFIGURED), **_E_STOP},
+    State.ESTOPPED: {Event.RESET: Step(State.DISARMED), **_E_STOP},
 }
-"""Every change there is.
+"""Every change there is. Nothing but the reset leaves ESTOPPED, not even a new configuration.
 
 While STOPPING towards DISARMED only DISARM, E_STOP and AT_REST count: a lasting fault, such as a blocked arm, must not
 keep the arm from being disarmed.

@@ -9,6 +9,7 @@ comes to rest on the path and within the horizon.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -31,8 +32,66 @@ class Order(Enum):
     OLD_EPOCH = "observed before the last arming, reset, task or stop"
 
 
+@dataclass(frozen=True)
+class Spliced:
+    """A chunk's curve joined to the motion before it. Times are s after the chunk's stamp.
+
+    Attributes:
+        at_s: when it was joined on. end_s: where its own way ends. done_s: when nothing of it is left to do.
+        slow_down_s: its last part, in which the arm slows down to rest.
+        fade: coefficients (6, dof), lowest power first, of the difference at `at_s`, gone after `blend_s`.
+        ends_because: why it is followed only in part; empty when it is followed to its end.
+    """
+
+    curve: ChunkCurve
+    at_s: float
+    end_s: float
+    done_s: float
+    slow_down_s: float
+    blend_s: float
+    fade: Array
+    ends_because: str = ""
+
+    @property
+    def left_s(self) -> float:
+        """How long it moves the arm, from its adoption on."""
+        return max(0.0, self.done_s - self.at_s)
+
+    def since_stamp(self, now_ns: int) -> float:
+        """`now_ns` in s after the chunk's stamp."""
+        return (now_ns - self.curve.chunk.stamp_ns) * 1e-9
+
+    def sample(self, now_ns: int, after_s: Array | float = 0.0) -> Motion:
+        """The wanted motion (..., dof) at `now_ns` + `after_s` (...); after the end of the chunk, at rest."""
+        t = self.since_stamp(now_ns) + np.asarray(after_s, dtype=np.float64)
+        position, velocity, acceleration = on_curve(self.curve, t, self.end_s, self.slow_down_s)
+        x = t - self.at_s
+        if (x < self.blend_s).any():
+            here = (x < self.blend_s)[..., None]
+            x = np.maximum(x, 0.0)[..., None]
+            c0, c1, c2, c3, c4, c5 = self.fade
+            position = position + here * (c0 + x * (c1 + x * (c2 + x * (c3 + x * (c4 + x * c5)))))
+            velocity = velocity + here * (c1 + x * (2.0 * c2 + x * (3.0 * c3 + x * (4.0 * c4 + x * 5.0 * c5))))
+            acceleration = acceleration + here * (2.0 * c2 + x * (6.0 * c3 + x * (12.0 * c4 + x * 20.0 * c5)))
+        return Motion(position, velocity, acceleration)
+
+
+def on_curve(curve: ChunkCurve, t: Array, end_s: float, slow_down_s: float) -> tuple[Array, Array, Array]:
+    """The chunk alone (..., dof), at `t` (...) s after its stamp, with its time slowed down over the last
+    `slow_down_s` before `end_s`."""
+    window = min(slow_down_s, end_s)
+    if window <= 0.0 or np.all(t <= end_s - window):
+        return curve.at(t)
+    x = np.clip((t - (end_s - window)) / window, 0.0, 1.0)
+    pace = (1.0 - x**3 * (10.0 + x * (-15.0 + 6.0 * x)))[..., None]
+    change = (-30.0 * x**2 * (1.0 - x) ** 2 / window)[..., None]
+    gone = x - x**4 * (2.5 + x * (-3.0 + x))
+    position, velocity, acceleration = curve.at(np.minimum(t, end_s - window + gone * window))
+    return position, velocity * pace, acceleration * pace**2 + velocity * change
+
+
 class Timeline:
-    """The chunk that is being executed, spliced to the motion before it.
+    """The chunk that is being executed.
 
     Args:
         blend_s: the shortest time in which a difference is faded out; a large one takes longer (`fade_duration`).
@@ -44,14 +103,24 @@ class Timeline:
         self._grippers = list(gripper_indices)
         self._blend_s = blend_s
         self._slow_down_s = slow_down_s
-        self._curve: ChunkCurve | None = None
+        self._present: Spliced | None = None
         self._newest_ns: int | None = None
         self.epoch_ns = 0
 
     @property
     def chunk(self) -> Chunk | None:
         """The chunk being executed."""
-        return None if self._curve is None else self._curve.chunk
+        return None if self._present is None else self._present.curve.chunk
+
+    @property
+    def stretch(self) -> float:
+        """How much longer than asked the slowest part of the chunk takes; 1 without one."""
+        return 1.0 if self._present is None else self._present.curve.stretch
+
+    @property
+    def ends_because(self) -> str:
+        """Why the chunk is followed only in part; empty when it is followed to its end."""
+        return "" if self._present is None else self._present.ends_because
 
     def order(self, stamp_ns: int) -> Order:
         """Tell whether a chunk with this stamp may replace the present one."""
@@ -63,71 +132,60 @@ class Timeline:
 
     def drop(self, epoch_ns: int) -> None:
         """Forget the chunk; from now on only observations of `epoch_ns` or later count."""
-        self._curve = None
+        self._present = None
         self._newest_ns = None
         self.epoch_ns = epoch_ns
 
     def finish(self) -> None:
         """Forget the chunk at the end of its horizon; a newer one of the same epoch goes on."""
-        self._curve = None
+        self._present = None
 
-    def splice(self, curve: ChunkCurve, at_ns: int, motion: Motion) -> None:
-        """Go over to `curve` from the commanded `motion` at `at_ns`. The caller has asked `order` before."""
+    def spliced(
+        self, curve: ChunkCurve, at_ns: int, motion: Motion, end_ns: int | None = None, because: str = ""
+    ) -> Spliced:
+        """Join `curve` to the commanded `motion` at `at_ns`; nothing changes until `follow`.
+
+        `end_ns`: come to rest by then although the chunk goes on, `because` of this.
+        """
         chunk = curve.chunk
-        self._curve = curve
-        self._newest_ns = chunk.stamp_ns
-        self._at_s = (at_ns - chunk.stamp_ns) * 1e-9
-        self._end_s = len(chunk.rows) / chunk.rate_hz
-        position, velocity, acceleration = self._on_curve(self._at_s)
+        at_s = (at_ns - chunk.stamp_ns) * 1e-9
+        end_s = len(chunk.rows) / chunk.rate_hz
+        slow_down_s = self._slow_down_s
+        if end_ns is not None:
+            end_s = min(end_s, (end_ns - chunk.stamp_ns) * 1e-9)
+        position, velocity, acceleration = on_curve(curve, np.asarray(at_s), end_s, slow_down_s)
         offsets = motion.position - position, motion.velocity - velocity, motion.acceleration - acceleration
         for offset in offsets:
             offset[self._grippers] = 0.0
-        self._blend = fade_duration(*offsets, self._limits, self._blend_s)
-        self._fade = fade_out(*offsets, self._blend)
+        blend_s = fade_duration(*offsets, self._limits, self._blend_s)
         # A chunk adopted in its last moments still gets the time to fade out the difference to its last row.
-        self._done_s = max(self._end_s, self._at_s + self._blend)
+        done_s = max(end_s, at_s + blend_s)
+        return Spliced(curve, at_s, end_s, done_s, slow_down_s, blend_s, fade_out(*offsets, blend_s), because)
+
+    def follow(self, spliced: Spliced) -> None:
+        """Go over to `spliced`. The caller has asked `order` before."""
+        self._present = spliced
+        self._newest_ns = spliced.curve.chunk.stamp_ns
 
     def slowing(self, now_ns: int) -> bool:
         """True in the last part of the horizon, where the arm slows down because no newer chunk has come."""
-        return self._curve is not None and self._since_stamp(now_ns) > self._end_s - self._slow_down_s
+        present = self._present
+        return present is not None and present.since_stamp(now_ns) > present.end_s - present.slow_down_s
 
     def finished(self, now_ns: int) -> bool:
         """True when the chunk has nothing left to say."""
-        return self._curve is None or self._since_stamp(now_ns) >= self._done_s
+        return self._present is None or self._present.since_stamp(now_ns) >= self._present.done_s
 
-    def sample(self, now_ns: int, after_s: float = 0.0) -> Motion:
-        """The wanted motion at `now_ns` + `after_s`; after the end of the chunk, rest where it ended.
+    def left_from(self, now_ns: int) -> float:
+        """How long the chunk still moves the arm, s."""
+        return 0.0 if self._present is None else max(0.0, self._present.done_s - self._present.since_stamp(now_ns))
+
+    def sample(self, now_ns: int, after_s: Array | float = 0.0) -> Motion:
+        """The wanted motion (..., dof) at `now_ns` + `after_s` (...).
 
         Raises:
             RuntimeError: no chunk is being executed.
         """
-        if self._curve is None:
+        if self._present is None:
             raise RuntimeError("no chunk is being executed; ask `finished` first")
-        t = self._since_stamp(now_ns) + after_s
-        position, velocity, acceleration = self._on_curve(t)
-        x = t - self._at_s
-        if x < self._blend:
-            x = max(x, 0.0)
-            c0, c1, c2, c3, c4, c5 = self._fade
-            position = position + c0 + x * (c1 + x * (c2 + x * (c3 + x * (c4 + x * c5))))
-            velocity = velocity + c1 + x * (2.0 * c2 + x * (3.0 * c3 + x * (4.0 * c4 + x * 5.0 * c5)))
-            acceleration = acceleration + 2.0 * c2 + x * (6.0 * c3 + x * (12.0 * c4 + x * 20.0 * c5))
-        return Motion(position, velocity, acceleration)
-
-    def _since_stamp(self, now_ns: int) -> float:
-        assert self._curve is not None
-        return (now_ns - self._curve.chunk.stamp_ns) * 1e-9
-
-    def _on_curve(self, t: float) -> tuple[Array, Array, Array]:
-        """The chunk alone, at `t` s after its stamp, with its time slowed down towards the end."""
-        assert self._curve is not None
-        window = min(self._slow_down_s, self._end_s)
-        x = (t - (self._end_s - window)) / window if window > 0.0 else 0.0
-        if x <= 0.0:
-            return self._curve.at(t)
-        x = min(x, 1.0)
-        pace = 1.0 - x**3 * (10.0 + x * (-15.0 + 6.0 * x))
-        change = -30.0 * x**2 * (1.0 - x) ** 2 / window
-        gone = x - x**4 * (2.5 + x * (-3.0 + x))
-        position, velocity, acceleration = self._curve.at(self._end_s - window + gone * window)
-        return position, velocity * pace, acceleration * pace**2 + velocity * change
+        return self._present.sample(now_ns, after_s)

@@ -76,9 +76,8 @@ class ExecutorNode(MolmoNode):
             raise ValueError(f"output is {self.param('output')!r}, expected one of {', '.join(OUTPUTS)}")
         robot = embodiment(self.param("robot"))
         rate = float(self.param("command_rate_hz"))
-        figures = {
-            name: float(self.param(name)) for name in ExecutorConfig.__dataclass_fields__ if name not in ("rate_hz",)
-        }
+        declared = {parameter.name for parameter in self.PARAMETERS}
+        figures = {name: float(self.param(name)) for name in ExecutorConfig.__dataclass_fields__ if name in declared}
         core = Executor(robot, ExecutorConfig(rate_hz=rate, **figures))
         self._executor_core = core
         self._command = Float64MultiArray(data=array("d", [0.0] * robot.dof))
@@ -173,7 +172,9 @@ class ExecutorNode(MolmoNode):
 
     def _on_joint_state(self, message: JointState) -> None:
         assert self._executor_core is not None
-        problem = self._executor_core.on_joint_state(message.name, message.position, _stamp_ns(message)) or ""
+        problem = (
+            self._executor_core.on_joint_state(message.name, message.position, _stamp_ns(message), self.now_ns()) or ""
+        )
         if problem and problem != self._logged_reading:
             self.get_logger().error(f"joint state ignored: {problem}")
         self._logged_reading = problem

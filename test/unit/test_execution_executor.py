@@ -211,7 +211,7 @@ def test_joint_state_silence_holds_and_says_so_and_goes_on_after_it() -> None:
 
 def test_a_blocked_arm_is_a_fault_that_only_disarming_leaves() -> None:
     cell = armed()
-    cell.follow = 0.0
+    cell.follow, cell.noise = 0.0, 1e-4
     assert cell.send(ramp(0.6)) is None
     cell.tick(150)
     assert cell.executor.state is State.FAULT

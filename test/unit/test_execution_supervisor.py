@@ -25,11 +25,8 @@ def test_an_e_stop_counts_in_every_state(state: State) -> None:
     assert TRANSITIONS[state][Event.E_STOP].to is State.ESTOPPED
 
 
-def test_only_reset_or_cleaning_up_leaves_estopped() -> None:
-    assert {e for e, step in TRANSITIONS[State.ESTOPPED].items() if step.to is not State.ESTOPPED} == {
-        Event.RESET,
-        Event.CLEANED_UP,
-    }
+def test_only_the_reset_leaves_estopped() -> None:
+    assert {e for e, step in TRANSITIONS[State.ESTOPPED].items() if step.to is not State.ESTOPPED} == {Event.RESET}
 
 
 def test_only_arming_leaves_disarmed_for_a_moving_state() -> None:

@@ -1,0 +1,65 @@
+"""What speaks against arming, in one sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.execution.config import ExecutorConfig
+from molmoact2_ros.execution.feedback import Feedback
+
+Array = NDArray[np.float64]
+
+
+def start_pose(robot: Embodiment, config: ExecutorConfig) -> Array:
+    """Where the ramp goes (dof,), rad."""
+    return np.array(config.start_pose) if config.start_pose else robot.rest_position
+
+
+def reason_not_to_arm(
+    robot: Embodiment,
+    config: ExecutorConfig,
+    feedback: Feedback,
+    heard_ns: int | None,
+    now_ns: int,
+    to_start: bool,
+) -> str:
+    """Why the arm must not be armed now; empty when nothing speaks against it.
+
+    `heard_ns`: when the last usable chunk came. `to_start`: the arm is going to the start pose next, without a policy.
+    """
+    stale = feedback.stale(now_ns)
+    if stale is not None:
+        return stale
+    measured = feedback.position
+    assert measured is not None
+    limits = robot.limits
+    excess = np.maximum(limits.lower - measured, measured - limits.upper)
+    j = int(np.argmax(excess))
+    if excess[j] > config.position_margin:
+        return (
+            f"{robot.joint_names[j]} is at {measured[j]:.3f} rad, outside its limits {limits.lower[j]:.3f} to "
+            f"{limits.upper[j]:.3f}; move it back by hand"
+        )
+    if to_start:
+        return ""
+    if config.start_tolerance > 0.0:
+        distance = np.abs(measured - start_pose(robot, config))
+        distance[list(robot.gripper_indices)] = 0.0
+        j = int(np.argmax(distance))
+        if distance[j] > config.start_tolerance:
+            return (
+                f"{robot.joint_names[j]} is {distance[j]:.3f} rad from the start pose (limit "
+                f"{config.start_tolerance:g}); call executor/go_to_start"
+            )
+    if config.arm_needs_chunk:
+        if heard_ns is None:
+            return "no usable action chunk has come yet; is the policy running, and does it have a task?"
+        silence = (now_ns - heard_ns) * 1e-9
+        if silence > config.chunk_timeout_s:
+            return (
+                f"no usable action chunk for {silence:.2f} s (limit {config.chunk_timeout_s:.2f} s); is the policy "
+                "running, and does it have a task?"
+            )
+    return ""
