@@ -14,7 +14,7 @@ class ExecutorConfig:
     Attributes:
         rate_hz: set-points a second.
         blend_s: shortest time in which the difference to a new chunk is faded out.
-        slow_down_s: last part of a chunk's horizon, in which the arm slows down to rest.
+        slow_down_s: how long the arm slows down to rest, half of it before the end of a chunk's horizon.
         joint_state_timeout_s: oldest encoder reading to move on.
         chunk_timeout_s: oldest observation whose chunk is followed, however long the chunk; also how recent a chunk
             must have come for arming, where `arm_needs_chunk`.
@@ -26,6 +26,7 @@ class ExecutorConfig:
         tracking_error_s: how long the error must last to be a fault.
         frozen_s, frozen_travel: an arm whose reading has been the same to the last bit for so long, while its command
             moved so far, is a fault.
+        refusal_s: how long the planner of the limits may refuse, which brakes, before the motion is halted.
         max_tick_gap_s: a longer gap between ticks, or a step back in time, halts the motion.
         start_pose: where the ramp goes and what arming is measured against, (dof,); empty: the robot's rest position.
         start_tolerance: arming is refused further away than this from the start pose, arm joints only; 0: anywhere.
@@ -51,6 +52,7 @@ class ExecutorConfig:
     tracking_error_s: float = 0.2
     frozen_s: float = 0.3
     frozen_travel: float = 0.05
+    refusal_s: float = 0.1
     max_tick_gap_s: float = 0.25
     start_pose: tuple[float, ...] = ()
     start_tolerance: float = 0.0

@@ -67,6 +67,7 @@ class Executor:
         self._admission = Admission(robot, config, self._limiter.safe, self._timeline, self._feedback)
         self._engaged = False
         self._fresh = False
+        self._refused_ticks = 0
         self._last_tick_ns: int | None = None
         self._e_stop_pressed = False
         self._hardware_fault = ""
@@ -295,7 +296,8 @@ class Executor:
                 setpoint = self._limiter.step(None, self._braked(now_ns), self._rest)
             if self._limiter.blocked is not None:
                 self._stop(Event.HALT, self._guard.reason, now_ns)
-            elif self._limiter.refusal:
+            self._refused_ticks = self._refused_ticks + 1 if self._limiter.refusal else 0
+            if self._refused_ticks * self._period_s > self.config.refusal_s:
                 self._stop(Event.HALT, f"limits: {self._limiter.refusal}", now_ns)
             if path is None and self._limiter.motion.still:
                 self._stops.ended()

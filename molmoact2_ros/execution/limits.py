@@ -71,7 +71,7 @@ class Limiter:
         self.period_s = period_s
         self.motion = Motion.at_rest((limits.lower + limits.upper) / 2.0)
         self.refusal = ""
-        """Why Ruckig refused in the last step, empty when it did not."""
+        """Why a group was braked in the last step for Ruckig found no way; empty when it was not."""
         self.blocked: int | None = None
         """The arm that the guard stopped in the last step, if it did."""
         self.limited_ticks = 0
@@ -112,11 +112,6 @@ class Limiter:
         """Braking means the fastest stop again, each joint on its own."""
         self._plans = [None] * len(self.groups)
 
-    @property
-    def stops_planned(self) -> bool:
-        """True while a planned stop is being played or waits to be."""
-        return any(plan is not None for plan in self._plans)
-
     def stop_duration(self, group: int) -> float:
         """How long braking `group` from now on takes, s; a whole number of periods."""
         plan = self._plans[group]
@@ -152,6 +147,7 @@ class Limiter:
         stop = Stop.of(now, self.safe.limits.acceleration, self.safe.limits.jerk).at(self.period_s)
         after = Motion(stop.position.copy(), stop.velocity.copy(), stop.acceleration.copy())
         self.refusal, self.blocked = "", None
+        refusals = []
         wanted: Motion | None = None
         if reference is not None and not all(braked):
             wanted = self.safe.inside(reference(self.period_s))
@@ -169,11 +165,13 @@ class Limiter:
                 assert reference is not None
                 state = self._meet(g, reference, after)
             if state is None:
+                refusals.append(self.refusal)
                 continue
             _put(after, joints, state)
             if not braked[g] and self._guard is not None and g < self._guarded and not self._guard.permits(g, after):
                 self.blocked = g
                 _put(after, joints, _of(stop, joints))
+        self.refusal = next(filter(None, refusals), "")
         self.limited_ticks += limited
         self._played += 1
         self.motion = after
@@ -224,11 +222,12 @@ class Limiter:
         try:
             result = self._planners[g].calculate(out, trajectory)
         except ruckig.RuckigError as error:
-            self.refusal = str(error)
+            self.refusal = "Ruckig: " + " ".join(str(error).split())[:200]
             return None
         if result not in (ruckig.Result.Working, ruckig.Result.Finished):
             self.refusal = f"Ruckig returned {result}"
             return None
+        self.refusal = ""
         if within_s is not None and trajectory.duration > within_s + TOLERANCE:
             return None
         state = Motion(*(np.array(values) for values in trajectory.at_time(self.period_s)))

@@ -37,7 +37,7 @@ class DeadlineLoop:
         monotonic_ns: Callable[[], int],
         sleep: Callable[[float], None],
         realtime_priority: int = 0,
-        history: int = 1024,
+        history_s: float = 60.0,
     ) -> None:
         self.period_ns = round(1e9 / rate_hz)
         self.missed = 0
@@ -47,8 +47,8 @@ class DeadlineLoop:
         """What ended the loop, if something did."""
         self._body, self._now_ns, self._monotonic_ns, self._sleep = body, now_ns, monotonic_ns, sleep
         self._realtime_priority = realtime_priority
-        self._periods = np.zeros(history)
-        self._costs = np.zeros(history)
+        self._periods = np.zeros(max(2, round(history_s * rate_hz)))
+        self._costs = np.zeros_like(self._periods)
         self._ticks = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

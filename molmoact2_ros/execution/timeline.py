@@ -2,8 +2,8 @@
 
 A chunk is sampled at `now`, so a late row is simply in the past. On a new chunk the difference to the present motion
 (position, velocity and acceleration) is faded out by a quintic, so the sum is C2 like the chunk's curve; grippers
-take the new target at once. Towards the end of the horizon the chunk's own time is slowed down, so that the arm
-comes to rest on the path and within the horizon.
+take the new target at once. Around the end of the horizon the chunk's own time is slowed down, so that the arm comes
+to rest on its last row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Spliced:
 
     Attributes:
         at_s: when it was joined on. end_s: where its own way ends. done_s: when nothing of it is left to do.
-        slow_down_s: its last part, in which the arm slows down to rest.
+        slow_down_s: how long the arm slows down to rest, half of it before `end_s` and half after.
         fade: coefficients (6, dof), lowest power first, of the difference at `at_s`, gone after `blend_s`.
         ends_because: why it is followed only in part; empty when it is followed to its end.
     """
@@ -77,16 +77,20 @@ class Spliced:
 
 
 def on_curve(curve: ChunkCurve, t: Array, end_s: float, slow_down_s: float) -> tuple[Array, Array, Array]:
-    """The chunk alone (..., dof), at `t` (...) s after its stamp, with its time slowed down over the last
-    `slow_down_s` before `end_s`."""
-    window = min(slow_down_s, end_s)
-    if window <= 0.0 or np.all(t <= end_s - window):
+    """The chunk alone (..., dof), at `t` (...) s after its stamp.
+
+    Its time is slowed down over `slow_down_s` around `end_s`: half of that on the way is all that is left by then, so
+    the arm rests exactly where the way is at `end_s`.
+    """
+    begin_s = end_s - slow_down_s / 2.0
+    if np.all(t <= begin_s):
         return curve.at(t)
-    x = np.clip((t - (end_s - window)) / window, 0.0, 1.0)
+    window = slow_down_s
+    x = np.clip((t - begin_s) / window, 0.0, 1.0)
     pace = (1.0 - x**3 * (10.0 + x * (-15.0 + 6.0 * x)))[..., None]
     change = (-30.0 * x**2 * (1.0 - x) ** 2 / window)[..., None]
     gone = x - x**4 * (2.5 + x * (-3.0 + x))
-    position, velocity, acceleration = curve.at(np.minimum(t, end_s - window + gone * window))
+    position, velocity, acceleration = curve.at(np.minimum(t, begin_s + gone * window))
     return position, velocity * pace, acceleration * pace**2 + velocity * change
 
 
@@ -95,7 +99,7 @@ class Timeline:
 
     Args:
         blend_s: the shortest time in which a difference is faded out; a large one takes longer (`fade_duration`).
-        slow_down_s: the last part of the horizon, in which the arm slows down to rest.
+        slow_down_s: how long the arm slows down to rest around the end of the horizon.
     """
 
     def __init__(self, limits: JointLimits, gripper_indices: Sequence[int], blend_s: float, slow_down_s: float) -> None:
@@ -145,7 +149,7 @@ class Timeline:
     ) -> Spliced:
         """Join `curve` to the commanded `motion` at `at_ns`; nothing changes until `follow`.
 
-        `end_ns`: come to rest by then although the chunk goes on, `because` of this.
+        `end_ns`: come to rest where the chunk is by then although it goes on, `because` of this.
         """
         chunk = curve.chunk
         at_s = (at_ns - chunk.stamp_ns) * 1e-9
@@ -159,7 +163,7 @@ class Timeline:
             offset[self._grippers] = 0.0
         blend_s = fade_duration(*offsets, self._limits, self._blend_s)
         # A chunk adopted in its last moments still gets the time to fade out the difference to its last row.
-        done_s = max(end_s, at_s + blend_s)
+        done_s = max(end_s + slow_down_s / 2.0, at_s + blend_s)
         return Spliced(curve, at_s, end_s, done_s, slow_down_s, blend_s, fade_out(*offsets, blend_s), because)
 
     def follow(self, spliced: Spliced) -> None:
@@ -168,9 +172,9 @@ class Timeline:
         self._newest_ns = spliced.curve.chunk.stamp_ns
 
     def slowing(self, now_ns: int) -> bool:
-        """True in the last part of the horizon, where the arm slows down because no newer chunk has come."""
+        """True at the end of the horizon, where the arm slows down because no newer chunk has come."""
         present = self._present
-        return present is not None and present.since_stamp(now_ns) > present.end_s - present.slow_down_s
+        return present is not None and present.since_stamp(now_ns) > present.end_s - present.slow_down_s / 2.0
 
     def finished(self, now_ns: int) -> bool:
         """True when the chunk has nothing left to say."""

@@ -155,19 +155,19 @@ def test_joints_in_another_order_are_put_in_place() -> None:
     np.testing.assert_array_equal(cell.sent, twin.sent)
 
 
-def test_policy_silence_decelerates_to_a_hold_within_the_horizon() -> None:
+def test_policy_silence_decelerates_to_a_hold_on_the_last_row() -> None:
     cell = armed()
     stamp = cell.now_ns
     cell.send(ramp(0.6))
     while cell.executor.state is not State.HOLDING or cell.now_ns == stamp:
         cell.tick()
-        assert cell.now_ns - stamp <= 1_050_000_000, (cell.executor.state, cell.executor.reason)
-    assert "policy silent for 1.0" in cell.executor.reason
+        assert cell.now_ns - stamp <= 1_250_000_000, (cell.executor.state, cell.executor.reason)
+    assert "policy silent for 1.1" in cell.executor.reason
     at_rest = cell.sent[-1]
     cell.tick(50)
     np.testing.assert_array_equal(cell.sent[-50:], np.tile(at_rest, (50, 1)))
     assert np.all(at_rest[:5] <= ramp(0.6)[-1, :5] + 1e-9), "it went on beyond what the policy asked"
-    assert np.all(at_rest[:5] - ROBOT.rest_position[:5] > 0.4)
+    np.testing.assert_allclose(at_rest[:5], ramp(0.6)[-1, :5], atol=2e-3)
 
 
 def test_a_new_chunk_after_a_hold_goes_on() -> None:
