@@ -1,5 +1,5 @@
 # What a user and a developer types. Every target sets up what is missing first (milliseconds when nothing is).
-.PHONY: help setup demo test test-all lint lock clean
+.PHONY: help setup vendor demo test test-all lint lock clean
 
 RUN := sh tools/run.sh
 TASK ?= pick up the red cube
@@ -21,7 +21,11 @@ demo:
 test:
 	@exec $(RUN) python -m pytest $(ARGS)
 
-test-all:
+# Models and meshes of the vendors, which the slow tests compare with.
+vendor: setup
+	@sh tools/vendor.sh
+
+test-all: vendor
 	@exec $(RUN) python -m pytest -m "slow or not slow" $(ARGS)
 
 lint:
