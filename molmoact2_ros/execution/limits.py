@@ -80,6 +80,7 @@ class Limiter:
         self._planners = [ruckig.Ruckig(len(group), period_s) for group in self.groups]
         self._inputs = [_ruckig_input(self.safe.limits, group) for group in self.groups]
         self._trajectories = [ruckig.Trajectory(len(group)) for group in self.groups]
+        self._meeting = [0] * len(self.groups)
         self._plans: list[Motion | None] = [None] * len(self.groups)
         self._played = 0
 
@@ -160,6 +161,7 @@ class Limiter:
                 state = self._rest(g, rest)
             elif reachable[joints].all():
                 state = _of(wanted, joints)
+                self._meeting[g] = 0
             else:
                 limited = True
                 assert reference is not None
@@ -194,16 +196,21 @@ class Limiter:
     def _meet(self, g: int, reference: Reference, stop: Motion) -> Motion | None:
         """State of group `g` after one period on its way to meet the reference; None when it has to stop instead."""
         enough = 0.0
-        for ticks in MEETINGS:
+        # A meeting that was planned in the last tick is kept: one that is put off in every tick never comes about.
+        agreed = self._meeting[g] - 1
+        self._meeting[g] = 0
+        for ticks in (agreed, *MEETINGS) if agreed > 1 else MEETINGS:
             within = ticks * self.period_s
             if within < enough:
                 continue
             wanted = self.safe.inside(reference(within))
             state = self._plan(g, wanted, within, stop)
             if state is not None:
+                self._meeting[g] = ticks
                 return state
-            # The reference moves on, so what it took this time is a guide only.
-            enough = 0.7 * self._trajectories[g].duration
+            if ticks != agreed:
+                # The reference moves on, so what it took this time is a guide only.
+                enough = 0.7 * self._trajectories[g].duration
         return self._plan(g, Motion.at_rest(wanted.position), None, stop)
 
     def _plan(self, g: int, wanted: Motion, within_s: float | None, stop: Motion | None = None) -> Motion | None:
