@@ -20,11 +20,13 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.policy_messages import chunk_message, grid_message, nanoseconds, rgb_from_image
-from molmoact2_ros.policy import BACKENDS, Observation, Policy, Prediction, open_policy
+from molmoact2_ros.nodes.policy_parameters import PARAMETERS, fast_options, request_options, rtc_options
+from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
 from molmoact2_ros.policy.inputs import Inputs, Problem
 from molmoact2_ros.policy.interface import UnendedSequenceError
+from molmoact2_ros.policy.request import Requests
 
 WARM_UP_SIZE = (240, 320, 3)
 RETRY_S = 0.5
@@ -40,19 +42,7 @@ class PolicyNode(MolmoNode):
     a chunk that was observed before the last task message is dropped, and nothing is published after `stop`.
     """
 
-    PARAMETERS = (
-        Parameter("checkpoint", "", "Directory in the released format, bundled name, or Hugging Face id."),
-        Parameter("norm_tag", "", "Tag in norm_stats.json. Has no default: another tag is another robot's scaling."),
-        Parameter("backend", "torch", f"What runs the model: {', '.join(BACKENDS)}."),
-        Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
-        Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
-        Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
-        Parameter("seed", 0, "Seed of the flow's noise.", 0, 2**31 - 1),
-        Parameter("cameras", [""], "The robot's cameras in prompt order; empty: as the checkpoint names them."),
-        Parameter("max_rate_hz", 0.0, "Chunks a second at most; 0: as fast as they come, Hz.", 0.0, 100.0),
-        Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
-        Parameter("state_timeout_s", 0.25, "Silence of the joint states after which publishing stops, s.", 0.02, 10.0),
-    )
+    PARAMETERS = PARAMETERS
 
     def __init__(self) -> None:
         super().__init__("policy")
@@ -82,8 +72,13 @@ class PolicyNode(MolmoNode):
             threads=self.param("threads"),
             seed=self.param("seed"),
             cameras=cameras or None,
+            options=fast_options(self.param),
+            rtc=rtc_options(self.param),
+            max_gap_s=self.param("depth.max_gap_s"),
+            now_ns=self.now_ns,
             log=self.get_logger().warning,
         )
+        requests = request_options(self.param)
         used = self._policy.checkpoint.cameras
         self._warm_up(self._policy, used)
         self._inputs = Inputs(used, self.param("camera_timeout_s"), self.param("state_timeout_s"))
@@ -100,6 +95,7 @@ class PolicyNode(MolmoNode):
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
         sys.setswitchinterval(1e-3)
         opened = self._policy.checkpoint
+        self._requests = Requests(requests, opened.horizon / opened.rate_hz)
         depth = f"depth {opened.depth_side} x {opened.depth_side}" if opened.depth_side else "no depth reasoning"
         self.get_logger().info(f"{opened.directory.name}: tag {opened.norm_tag}, cameras {', '.join(used)}, {depth}")
 
@@ -213,7 +209,9 @@ class PolicyNode(MolmoNode):
             with self._changed:
                 observation: Observation | None = None
                 while self._running and observation is None:
-                    wait = due - time.monotonic()
+                    if inputs.epoch != epoch:
+                        self._requests.reset()
+                    wait = max(due - time.monotonic(), 1e-9 * self._requests.wait_ns(self.now_ns()))
                     if wait <= 0.0:
                         observation = inputs.observation(self.now_ns())
                     if observation is None:
@@ -222,6 +220,7 @@ class PolicyNode(MolmoNode):
                     return
                 renewed, epoch = inputs.epoch != epoch, inputs.epoch
             due = time.monotonic() + period
+            self._requests.called(self.now_ns())
             if renewed:
                 policy.reset()
             try:
@@ -253,6 +252,7 @@ class PolicyNode(MolmoNode):
             self._chunks.publish(chunk)
             for publisher, message in grids:
                 publisher.publish(message)
+            self._requests.published(prediction.stamp_ns)
             self._counts["chunks"] += 1
             self._latencies.append(prediction.timings_ms["total"])
             self._last = {
@@ -260,6 +260,7 @@ class PolicyNode(MolmoNode):
                 **{f"{key}_ms": f"{value:.1f}" for key, value in prediction.timings_ms.items() if key != "total"},
                 "forwards": prediction.forwards,
                 "input_age_ms": f"{(self.now_ns() - prediction.stamp_ns) / 1e6:.1f}",
+                "guided_rows": prediction.guided_rows,
                 "updated_cells": None if prediction.depth_updated is None else int(prediction.depth_updated.sum()),
             }
 

@@ -57,6 +57,7 @@ class FastModel:
     """Answers like `ReferenceModel`, by stages.
 
     `open_stages` makes the stages of the loaded model: a backend is another one of these, all else is the same.
+    `loaded` is a model that has its weights already; None loads the checkpoint's.
 
     Invariant: rejected tokens are out of the store before the flow reads it; a failed call leaves no trace but time.
 
@@ -72,13 +73,16 @@ class FastModel:
         log: Callable[[str], None],
         options: FastOptions | None = None,
         open_stages: OpenStages = torch_stages,
+        loaded: Any = None,
     ) -> None:
         self.options = options or FastOptions()
         self.checkpoint = checkpoint
         self.clock = StageClock(device)
         self.corrections = 0
         self.sequence: list[int] = []
-        self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
+        self.model = loaded
+        if loaded is None:
+            self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
         processor = load_processor(checkpoint.directory)
         config = self.model.config
         check_tokenizer(checkpoint, processor.tokenizer, config)

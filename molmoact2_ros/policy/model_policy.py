@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.checkpoint import BOUNDED_MODES, Checkpoint
 from molmoact2_ros.policy.interface import Observation, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import Answer, DepthCache, normalized_task
@@ -70,7 +70,7 @@ class ModelPolicy:
         self._log = log
         self._model = open_model(where, _dtype(dtype, where, checkpoint))
         self._generator = torch.Generator(device=where).manual_seed(seed)
-        self._guide = ChunkGuide(rtc or RTCOptions(), checkpoint.rate_hz)
+        self._guide = ChunkGuide(rtc or RTCOptions(), checkpoint.rate_hz, _ranges(checkpoint, robot))
         self._now_ns = now_ns
         self._max_gap_s = max_gap_s
         self._cache: DepthCache | None = None
@@ -104,7 +104,7 @@ class ModelPolicy:
         state = self._robot.model_from_joints(joints, self._checkpoint.frame)
         self._report_outside(state)
         cache = self._usable_cache(task, images[0], observation)
-        bound = self._guide.prefix(observation.stamp_ns, task, self._checkpoint.horizon)
+        bound = self._guide.prefix(observation.stamp_ns, task, self._checkpoint.horizon, state)
         answer = self._model.predict(images, task, state, depth_cache=cache, generator=self._generator, bound=bound)
         size = (self._checkpoint.horizon, self._robot.dof)
         if answer.actions.shape != size or not np.all(np.isfinite(answer.actions)):
@@ -194,6 +194,17 @@ class ModelPolicy:
                 "arm towards its rest pose"
             )
         self._outside = outside
+
+
+def _ranges(checkpoint: Checkpoint, robot: Embodiment) -> NDArray[np.float64]:
+    """What the training's actions span, (dof,) in the checkpoint's units; infinite for grippers and joints that stood
+    still."""
+    stats = checkpoint.metadata["action_stats"]
+    low, high = next((stats[a], stats[b]) for a, b in BOUNDED_MODES.values() if a in stats and b in stats)
+    ranges = np.asarray(high, dtype=np.float64) - np.asarray(low, dtype=np.float64)
+    ranges[ranges <= 0.0] = np.inf
+    ranges[list(robot.gripper_indices)] = np.inf
+    return ranges
 
 
 def _device(name: str) -> torch.device:

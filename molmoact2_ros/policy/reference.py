@@ -223,9 +223,12 @@ class Answer:
 class ReferenceModel:
     """The reference model with its processor, loaded strictly, answering by `predict_action`."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, loaded: Any = None) -> None:
+        """`loaded` is a model that has its weights already, and will be hooked; None loads the checkpoint's."""
         require_lerobot()
-        self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
+        self.model = loaded
+        if loaded is None:
+            self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
         self.processor = load_processor(checkpoint.directory)
         self.checkpoint = checkpoint
         self.clock = StageClock(device)

@@ -29,6 +29,9 @@ class RTCOptions:
         percentile: of the latest latencies, taken as the expected delay, 0 to 100.
         window: how many latencies are remembered.
         max_delay_s: bound of the expected delay, s.
+        max_deviation: the arm must be this near to the last chunk (share of a joint's training range, grippers aside):
+            a chunk that nobody follows (disarmed, held, stopped) must not bind the next, or they would wander off
+            without the arm.
     """
 
     enabled: bool = False
@@ -38,6 +41,7 @@ class RTCOptions:
     percentile: float = 80.0
     window: int = 20
     max_delay_s: float = 1.0
+    max_deviation: float = 0.15
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -46,6 +50,8 @@ class RTCOptions:
             raise ValueError(f"rtc horizon and window must be at least 1, got {self.horizon} and {self.window}")
         if not self.max_weight > 0.0 or not self.max_delay_s > 0.0:
             raise ValueError(f"rtc max_weight and max_delay_s must be positive: {self.max_weight}, {self.max_delay_s}")
+        if not self.max_deviation > 0.0:
+            raise ValueError(f"rtc max_deviation must be positive, got {self.max_deviation}")
         if not 0.0 <= self.percentile <= 100.0:
             raise ValueError(f"rtc percentile must lie in 0 to 100, got {self.percentile}")
 
@@ -88,11 +94,18 @@ class LatencyWindow:
 class ChunkGuide:
     """Keeps the last chunk and the latencies, and makes the prefix of the next chunk from them.
 
-    Invariant: a prefix comes from the chunk published last, of the same task, and from rows that it really has.
+    Invariant: a prefix comes from the chunk published last, of the same task, which the arm follows, and from rows that
+    it really has.
+
+    Args:
+        rate_hz: of the rows.
+        ranges: (dof,) span of each joint in training, in the checkpoint's units; infinite for grippers, whose measured
+            opening never reaches the target when they hold something.
     """
 
-    def __init__(self, options: RTCOptions, rate_hz: float) -> None:
+    def __init__(self, options: RTCOptions, rate_hz: float, ranges: NDArray[np.float64]) -> None:
         self.options = options
+        self._ranges = ranges
         self._rate_hz = rate_hz
         self.latencies = LatencyWindow(options.window, options.percentile, options.max_delay_s)
         self._last: tuple[NDArray[np.float32], int, str] | None = None
@@ -107,11 +120,11 @@ class ChunkGuide:
         self._last = actions, stamp_ns, task
         self.latencies.add(latency_s)
 
-    def prefix(self, stamp_ns: int, task: str, rows: int) -> Prefix | None:
-        """What binds a chunk of `rows` rows observed at `stamp_ns`.
+    def prefix(self, stamp_ns: int, task: str, rows: int, state: NDArray[np.float64]) -> Prefix | None:
+        """What binds a chunk of `rows` rows observed at `stamp_ns`, with the joints at `state` (dof,).
 
-        None where nothing does: the first chunk, another task, an observation that is older than the last one, or a
-        last chunk that is over by the time at which the new one is expected.
+        None where nothing does: the first chunk, another task, an observation that is older than the last one, an arm
+        that is not where the last chunk wants it, or a last chunk that is over when the new one is expected.
         """
         expected_s = self.latencies.expected_s()
         if not self.options.enabled or self._last is None or expected_s is None:
@@ -119,6 +132,9 @@ class ChunkGuide:
         actions, last_ns, last_task = self._last
         ahead = (stamp_ns - last_ns) * 1e-9 * self._rate_hz
         if task != last_task or ahead < 0.0:
+            return None
+        here, _ = resampled(actions, max(ahead - 1.0, 0.0), 1)
+        if np.max(np.abs(state - here[0]) / self._ranges) > self.options.max_deviation:
             return None
         actions, known = resampled(actions, ahead, rows)
         delay = math.ceil(expected_s * self._rate_hz)

@@ -271,6 +271,24 @@ def write_checkpoint(
     """
     from safetensors.torch import save_file
 
+    stored = dtype or model.dtype
+    write_settings(directory, model.config, processor, stats, str(stored).removeprefix("torch."))
+    weights = {
+        name: tensor.detach().cpu().to(tensor.dtype if dtype is None or "inv_freq" in name else dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(weights, str(Path(directory) / "model.safetensors"), metadata={"format": "pt"})
+    (Path(directory) / "model.safetensors").chmod(0o644)
+
+
+def write_settings(
+    directory: Path,
+    config: MolmoAct2Config,
+    processor: MolmoAct2Processor,
+    stats: Mapping[str, Any],
+    dtype: str,
+) -> None:
+    """Write every file of a checkpoint but its weights, which are said to be stored as `dtype`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     processor.tokenizer.save_pretrained(directory)
@@ -291,16 +309,8 @@ def write_checkpoint(
             "use_frame_special_tokens": processor.use_frame_special_tokens,
         },
     )
-    weights = {
-        name: tensor.detach().cpu().to(tensor.dtype if dtype is None or "inv_freq" in name else dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)
-    config = model.config.to_dict()
-    config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
-    _write_json(directory / "config.json", config)
-    _write_json(directory / model.config.norm_stats_filename, dict(stats))
+    _write_json(directory / "config.json", {**config.to_dict(), "dtype": dtype})
+    _write_json(directory / config.norm_stats_filename, dict(stats))
 
 
 def _image_options(sizes: SmallModel) -> dict[str, Any]:

@@ -134,6 +134,14 @@ def test_bound_rows_end_on_the_prefix_and_free_rows_do_not() -> None:
 # -- the three faults ----------------------------------------------------------------------------------------------
 
 
+STATE = np.zeros(1)
+
+
+def guide_of(**options: Any) -> ChunkGuide:
+    """A guide of a robot with one joint, which may be anywhere."""
+    return ChunkGuide(RTCOptions(**{"enabled": True, **options}), RATE, np.array([np.inf]))
+
+
 def ramp(rows: int = 30, slope: float = 1.0, start: float = 0.0) -> np.ndarray:
     """A chunk whose row says when it is due: (rows, 1), row i due at (i + 1) / RATE."""
     return (start + slope * np.arange(1, rows + 1, dtype=np.float32))[:, None]
@@ -152,9 +160,9 @@ def test_rows_that_were_never_played_are_not_skipped() -> None:
     # Ours: neither the chunk nor its prefix knows counts. Each row is bound by the last chunk's value at its own time,
     # whatever was consumed and whenever the chunk comes.
     for latency_s in (0.05, 8 / RATE, 0.6):
-        guide = ChunkGuide(RTCOptions(enabled=True, schedule="ones", horizon=20), RATE)
+        guide = guide_of(schedule="ones", horizon=20)
         guide.published(ramp(), 7 * SECOND, "go", latency_s)
-        prefix = guide.prefix(7 * SECOND + round(3 / RATE * 1e9), "go", 30)
+        prefix = guide.prefix(7 * SECOND + round(3 / RATE * 1e9), "go", 30, STATE)
         assert prefix is not None
         np.testing.assert_allclose(prefix.actions[:27, 0], np.arange(4, 31), atol=1e-4)
 
@@ -190,9 +198,9 @@ def test_missing_rows_have_no_weight_instead_of_being_the_mean() -> None:
         velocity = rtc.denoise_step(x, padded[None], 0, 1 - step / steps, lambda y: -torch.full_like(y, 0.9), 8)
         x = x - velocity.detach() / steps
     assert x[0, 4:8].abs().max() < 0.2, "lerobot pulls rows that nobody planned to zero"
-    guide = ChunkGuide(RTCOptions(enabled=True, schedule="ones", horizon=8), RATE)
+    guide = guide_of(schedule="ones", horizon=8)
     guide.published(np.full((10, 1), 0.9, np.float32), 0, "go", 0.05)
-    prefix = guide.prefix(round(6 / RATE * 1e9), "go", 10)
+    prefix = guide.prefix(round(6 / RATE * 1e9), "go", 10, STATE)
     assert prefix is not None
     np.testing.assert_array_equal(prefix.weights, [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
     guidance = Guidance(
@@ -225,8 +233,8 @@ def test_the_last_chunk_is_resampled_on_the_new_ones_grid() -> None:
     ],
 )
 def test_nothing_binds(change: dict[str, Any], what: str) -> None:
-    guide = ChunkGuide(RTCOptions(enabled=True), RATE)
-    asked: dict[str, Any] = {"stamp_ns": SECOND // 10, "task": "go", "rows": 30}
+    guide = guide_of()
+    asked: dict[str, Any] = {"stamp_ns": SECOND // 10, "task": "go", "rows": 30, "state": STATE}
     assert guide.prefix(**asked) is None, "the first chunk"
     guide.published(ramp(), 0, "go", 0.2)
     found = guide.prefix(**asked)
@@ -237,15 +245,15 @@ def test_nothing_binds(change: dict[str, Any], what: str) -> None:
 
 
 def test_rtc_that_is_off_binds_nothing() -> None:
-    guide = ChunkGuide(RTCOptions(), RATE)
+    guide = guide_of(enabled=False)
     guide.published(ramp(), 0, "go", 0.1)
-    assert guide.prefix(SECOND // 10, "go", 30) is None
+    assert guide.prefix(SECOND // 10, "go", 30, STATE) is None
 
 
 def test_a_delay_beyond_the_horizon_still_binds_at_the_seam() -> None:
-    guide = ChunkGuide(RTCOptions(enabled=True, horizon=4), RATE)
+    guide = guide_of(horizon=4)
     guide.published(ramp(), 0, "go", 8.5 / RATE)
-    prefix = guide.prefix(SECOND // 30, "go", 30)
+    prefix = guide.prefix(SECOND // 30, "go", 30, STATE)
     assert prefix is not None and prefix.delay_rows == 9
     np.testing.assert_allclose(prefix.weights[:9], 1.0)
     assert 0.0 < prefix.weights[9] < 1.0 and not prefix.weights[10:].any()
@@ -260,6 +268,7 @@ def test_a_delay_beyond_the_horizon_still_binds_at_the_seam() -> None:
         {"max_weight": 0.0},
         {"max_delay_s": 0.0},
         {"percentile": 101},
+        {"max_deviation": 0.0},
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
@@ -280,12 +289,14 @@ class Clock:
         return self.ns
 
 
-def observation(stamp_ns: int, seed: int = 1, task: str = "pick up the red cube") -> Observation:
+def observation(
+    stamp_ns: int, seed: int, task: str = "pick up the red cube", joints: np.ndarray | None = None
+) -> Observation:
     (frame,) = frames(seed, 2, "n", (240, 320))
     return Observation(
         images=dict(zip(("front", "wrist"), frame.images, strict=True)),
         image_stamps_ns={"front": stamp_ns, "wrist": stamp_ns},
-        joints=ROBOT.rest_position,
+        joints=ROBOT.rest_position if joints is None else joints,
         joints_stamp_ns=stamp_ns,
         task=task,
     )
@@ -299,8 +310,12 @@ def guided() -> tuple[Any, Clock]:
 
 
 def call(policy: Any, clock: Clock, seed: int, latency_s: float = 0.2, **changes: Any) -> Any:
-    """One inference of an observation taken now, which ends `latency_s` later."""
+    """One inference of an observation taken now, which ends `latency_s` later, of an arm that follows the chunks."""
     model, stamp_ns = policy._model, clock.ns
+    if policy._guide._last is not None and "joints" not in changes:
+        actions, last_ns, _ = policy._guide._last
+        here, _ = resampled(actions, (stamp_ns - last_ns) * 1e-9 * RATE - 1, 1)
+        changes["joints"] = ROBOT.joints_from_model(here[0].astype(float), policy.checkpoint.frame)
     original = model.predict
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -357,6 +372,20 @@ def test_what_ends_an_episode_ends_the_guidance(guided: tuple[Any, Clock]) -> No
     assert call(policy, clock, seed=1, task="put it down").guided_rows > 0
     policy.reset()
     assert call(policy, clock, seed=1, task="put it down").guided_rows == 0, "a new epoch"
+
+
+def test_a_chunk_that_the_arm_does_not_follow_binds_nothing(guided: tuple[Any, Clock]) -> None:
+    """Disarmed or held: chunks that bound each other would wander off without the arm."""
+    policy, clock = guided
+    policy.reset()
+    first = call(policy, clock, seed=1)
+    away = first.chunk_joints[5].copy()
+    away[1] += 0.6
+    assert call(policy, clock, seed=1, joints=away).guided_rows == 0
+    following = policy._guide._last[0][5].astype(float)
+    joints = ROBOT.joints_from_model(following, policy.checkpoint.frame)
+    joints[ROBOT.gripper_indices[0]] += 0.8
+    assert call(policy, clock, seed=1, joints=joints).guided_rows > 0, "a gripper that holds something is no deviation"
 
 
 def test_a_failed_call_leaves_the_last_chunk_in_force(
