@@ -92,6 +92,11 @@ class Executor:
         return self._limiter.motion
 
     @property
+    def gripper_targets(self) -> Array:
+        """Where the grippers (n,) are to go in the end, rad or m; commands are on the way there."""
+        return self._rest[list(self.robot.gripper_indices)]
+
+    @property
     def stop_due_ns(self) -> int | None:
         """By when the stop under way has ended, if every tick comes; None while nothing stops."""
         return self._stops.due_ns

@@ -58,6 +58,12 @@ class GripperGoals:
         self._goal: float | None = None
         self._since_ns = 0
 
+    def begin(self, position: float) -> None:
+        """The gripper is at `position`, rad or m, and stays there until a target asks for something else."""
+        self._goal = min(max((position - self._lower) / self._stroke, 0.0), 1.0)
+        if self._binary:
+            self._goal = float(self._goal > 0.5)
+
     def forget(self) -> None:
         """The next target is a new goal: the last one was refused, or nobody knows where the gripper is."""
         self._goal = None

@@ -17,8 +17,21 @@ def _real_time(priority: int) -> str:
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except (OSError, AttributeError) as error:
-        return f"normal: SCHED_FIFO {priority} is not permitted ({error}); give the user an rtprio limit"
+        return (
+            f"normal: SCHED_FIFO {priority} is not permitted ({error}); give the user an rtprio limit of at least "
+            f"{priority} in /etc/security/limits.conf and log in again"
+        )
     return f"SCHED_FIFO {priority}"
+
+
+def _pinned(cpu: int) -> str:
+    """Keep the calling thread on one CPU; returns what became of it."""
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except (OSError, AttributeError) as error:
+        permitted = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "unknown"
+        return f"not pinned: CPU {cpu} is not permitted ({error}); this process may use {permitted}"
+    return f"CPU {cpu}"
 
 
 class DeadlineLoop:
@@ -27,6 +40,14 @@ class DeadlineLoop:
     The deadline is in ROS time, on an even grid: a tick that starts a little late still samples the motion of its
     deadline, so scheduling jitter does not become jitter of the set-points. Missed deadlines are skipped and
     counted, not made up for.
+
+    Args:
+        rate_hz: ticks a second.
+        now_ns, monotonic_ns: ROS time, which may step, and a clock that never does.
+        sleep: waits so many seconds.
+        realtime_priority: SCHED_FIFO priority; 0 leaves the thread as it is.
+        cpu: the CPU that the thread stays on; -1 for any.
+        history_s: how far back `punctuality` looks.
     """
 
     def __init__(
@@ -37,16 +58,17 @@ class DeadlineLoop:
         monotonic_ns: Callable[[], int],
         sleep: Callable[[float], None],
         realtime_priority: int = 0,
+        cpu: int = -1,
         history_s: float = 60.0,
     ) -> None:
         self.period_ns = round(1e9 / rate_hz)
         self.missed = 0
         self.scheduling = "normal"
-        """How the thread is scheduled, and why not in real time where that was asked for."""
+        """How the thread is scheduled, and why not in real time or on its CPU where that was asked for."""
         self.failure: Exception | None = None
         """What ended the loop, if something did."""
         self._body, self._now_ns, self._monotonic_ns, self._sleep = body, now_ns, monotonic_ns, sleep
-        self._realtime_priority = realtime_priority
+        self._realtime_priority, self._cpu = realtime_priority, cpu
         self._periods = np.zeros(max(2, round(history_s * rate_hz)))
         self._costs = np.zeros_like(self._periods)
         self._ticks = 0
@@ -70,6 +92,8 @@ class DeadlineLoop:
         """Tick until `stop`. An exception of `body` ends the loop and stays in `failure`."""
         if self._realtime_priority > 0:
             self.scheduling = _real_time(self._realtime_priority)
+        if self._cpu >= 0:
+            self.scheduling = f"{self.scheduling}, {_pinned(self._cpu)}"
         deadline = last = self._monotonic_ns()
         offset = self._now_ns() - deadline
         try:

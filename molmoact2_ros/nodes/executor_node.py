@@ -6,26 +6,27 @@ messages. The rest (converting messages, logging, `executor/state`) happens in t
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
-from array import array
 from collections.abc import Mapping
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray, String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.chunk import ChunkMessage
-from molmoact2_ros.execution.executor import Executor, ExecutorConfig
+from molmoact2_ros.execution.executor import Executor
 from molmoact2_ros.execution.loop import DeadlineLoop
 from molmoact2_ros.execution.supervisor import Change, Event, State
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.command_outputs import command_output, view_of
+from molmoact2_ros.nodes.executor_parameters import PARAMETERS, config_of
+from molmoact2_ros.nodes.gripper_actions import GripperActions
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, main_of
 
-OUTPUTS = ("forward_command",)
 LEVELS = {
     State.UNCONFIGURED: DiagnosticStatus.WARN,
     State.STOPPING: DiagnosticStatus.WARN,
@@ -43,28 +44,15 @@ def _stamp_ns(message: JointTrajectory | JointState) -> int:
 class ExecutorNode(MolmoNode):
     """See the module. Invariant: the loop thread runs between `start` and `stop`, and only it publishes commands."""
 
-    PARAMETERS = (
-        Parameter("command_rate_hz", 100.0, "Set-points a second.", 20.0, 500.0),
-        Parameter("output", "forward_command", f"Form of the commands: {', '.join(OUTPUTS)}."),
-        Parameter("command_topic", "controller/commands", "Where `forward_command` set-points go."),
-        Parameter("blend_s", 0.2, "Shortest time to fade out the difference to a new chunk, s.", 0.02, 1.0),
-        Parameter("slow_down_s", 0.3, "Last part of a chunk's horizon, used to slow down to rest, s.", 0.05, 1.0),
-        Parameter("joint_state_timeout_s", 0.25, "Oldest encoder reading to move on, s.", 0.02, 2.0),
-        Parameter("max_future_s", 0.1, "How far a stamp may lie in the future, s.", 0.0, 1.0),
-        Parameter("position_margin", 0.05, "How far a target may lie outside the position limits, rad.", 0.0, 0.5),
-        Parameter("max_tracking_error", 0.25, "Largest distance of an arm joint from its commands, rad.", 0.01, 1.0),
-        Parameter("tracking_window_s", 0.3, "Commands so far back count against servo lag, s.", 0.02, 2.0),
-        Parameter("realtime_priority", 0, "SCHED_FIFO priority of the command loop; 0 leaves it normal.", 0, 99),
-        Parameter("tracking_error_s", 0.2, "How long the tracking error must last to be a fault, s.", 0.0, 2.0),
-        Parameter(
-            "max_tick_gap_s", 0.25, "A longer gap in the command loop or its clock halts the motion, s.", 0.02, 2.0
-        ),
-    )
+    PARAMETERS = PARAMETERS
 
     def __init__(self) -> None:
         super().__init__("executor")
         self._executor_core: Executor | None = None
         self._loop: DeadlineLoop | None = None
+        self._grippers: GripperActions | None = None
+        self._e_stopped = False
+        self._punctuality: dict[str, float] = {}
         self._logged_refusal = ""
         self._logged_reading = ""
         self._failure = ""
@@ -72,44 +60,41 @@ class ExecutorNode(MolmoNode):
     # -- lifecycle --------------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
-        if self.param("output") not in OUTPUTS:
-            raise ValueError(f"output is {self.param('output')!r}, expected one of {', '.join(OUTPUTS)}")
         robot = embodiment(self.param("robot"))
         rate = float(self.param("command_rate_hz"))
-        declared = {parameter.name for parameter in self.PARAMETERS}
-        figures = {name: float(self.param(name)) for name in ExecutorConfig.__dataclass_fields__ if name in declared}
-        core = Executor(robot, ExecutorConfig(rate_hz=rate, **figures))
+        core = Executor(robot, config_of(robot, self.param))
         self._executor_core = core
-        self._command = Float64MultiArray(data=array("d", [0.0] * robot.dof))
+        if self.param("gripper_output") != "in_array":
+            self._grippers = GripperActions(self, robot, self.param("gripper_output"))
+        self._commands = command_output(self, robot, 1.0 / rate)
         self._sent = JointState(name=list(robot.joint_names))
-        self._sent.position, self._sent.velocity = array("d", [0.0] * robot.dof), array("d", [0.0] * robot.dof)
-        self._command_view = np.frombuffer(self._command.data, dtype=np.float64)
-        self._position_view = np.frombuffer(self._sent.position, dtype=np.float64)
-        self._velocity_view = np.frombuffer(self._sent.velocity, dtype=np.float64)
-        self._command_publisher = self.create_publisher(Float64MultiArray, self.param("command_topic"), NEWEST)
-        self._sent_publisher = self.create_publisher(JointState, "executor/command", SENSOR)
-        self._state_publisher = self.create_publisher(DiagnosticStatus, "executor/state", LATCHED)
+        self._position_view = view_of(self._sent, "position", robot.dof)
+        self._velocity_view = view_of(self._sent, "velocity", robot.dof)
+        self._sent_publisher = self.output(JointState, "executor/command", SENSOR)
+        self._state_publisher = self.output(DiagnosticStatus, "executor/state", LATCHED)
         self._changed = self.create_guard_condition(self._publish_changes)
-        self._subscriptions_ = [
-            self.create_subscription(JointState, "joint_states", self._on_joint_state, SENSOR),
-            self.create_subscription(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST),
-            self.create_subscription(String, "task", self._on_task, LATCHED),
-            # Two ways for the e-stop: the latched one also reaches a late executor, the plain one also hears publishers
-            # without transient local, such as a bare `ros2 topic pub`.
-            self.create_subscription(Bool, "e_stop", self._on_e_stop, LATCHED),
-            self.create_subscription(Bool, "e_stop", self._on_e_stop, RELIABLE),
-            self.create_subscription(DiagnosticStatus, "driver/state", self._on_driver, LATCHED),
-        ]
-        self._services_ = [
-            self.create_service(SetBool, "executor/arm", self._on_arm),
-            self.create_service(Trigger, "executor/reset_e_stop", self._on_reset),
-        ]
+        self.listen(JointState, "joint_states", self._on_joint_state, SENSOR)
+        self.listen(JointState, "driver/acknowledgement", self._on_acknowledgement, SENSOR)
+        self.listen(DiagnosticStatus, "driver/state", self._on_driver, LATCHED)
+        self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST)
+        self.listen(String, "task", self._on_task, LATCHED)
+        # Two ways for the e-stop: the latched one also reaches a late executor, the plain one also hears publishers
+        # without transient local, such as a bare `ros2 topic pub`.
+        self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
+        self.listen(Bool, "e_stop", self._on_e_stop, RELIABLE)
+        self.serve(SetBool, "executor/arm", self._on_arm)
+        self.serve(Trigger, "executor/go_to_start", self._on_go_to_start)
+        self.serve(Trigger, "executor/reset_e_stop", self._on_reset)
         self._state_timer = self.create_timer(0.2, self._publish_present)
-        priority = int(self.param("realtime_priority"))
-        self._loop = DeadlineLoop(rate, self._tick, self.now_ns, time.monotonic_ns, time.sleep, priority)
-        # Work in the spinning thread may keep the loop waiting for at most this long.
+        self._gripper_timer = self.create_timer(0.05, self._update_grippers)
+        priority, cpu = int(self.param("realtime_priority")), int(self.param("cpu"))
+        self._loop = DeadlineLoop(rate, self._tick, self.now_ns, time.monotonic_ns, time.sleep, priority, cpu)
+        # Work in the spinning thread may keep the loop waiting for at most this long; what is loaded by now stays, so
+        # the garbage collector need not look at it in the middle of a tick.
         sys.setswitchinterval(5e-4)
-        core.configured()
+        gc.collect()
+        gc.freeze()
+        core.configured(self._e_stopped)
         self._publish_changes()
 
     def start(self) -> None:
@@ -129,26 +114,26 @@ class ExecutorNode(MolmoNode):
         self._publish_changes()
 
     def teardown(self) -> None:
-        core, self._executor_core = self._executor_core, None
-        loop, self._loop = self._loop, None
+        core, loop, grippers = self._executor_core, self._loop, self._grippers
         if loop is not None:
             loop.stop()
-        if core is None:
-            return
-        core.cleaned_up()
-        self.destroy_timer(self._state_timer)
-        self.destroy_guard_condition(self._changed)
-        for subscription in self._subscriptions_:
-            self.destroy_subscription(subscription)
-        for service in self._services_:
-            self.destroy_service(service)
-        for publisher in (self._command_publisher, self._sent_publisher, self._state_publisher):
-            self.destroy_publisher(publisher)
+        if grippers is not None:
+            grippers.destroy()
+        if core is not None:
+            self._e_stopped = core.state is State.ESTOPPED
+            core.cleaned_up()
+            self._publish_changes()
+            self.destroy_timer(self._state_timer)
+            self.destroy_timer(self._gripper_timer)
+            self.destroy_guard_condition(self._changed)
+        self._executor_core = self._loop = self._grippers = None
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         core = self._executor_core
         if core is None:
             return DiagnosticStatus.WARN, State.UNCONFIGURED.value, {}
+        if self._loop is not None:  # percentiles of a minute of ticks: once a second is enough
+            self._punctuality = self._loop.punctuality()
         level = DiagnosticStatus.ERROR if self._failure else LEVELS.get(core.state, DiagnosticStatus.OK)
         return level, f"{core.state.value}: {self._failure or core.reason}", self._values(core)
 
@@ -159,14 +144,21 @@ class ExecutorNode(MolmoNode):
         assert core is not None
         setpoint = core.tick(now_ns)
         if setpoint is not None:
-            self._command_view[:] = setpoint
-            self._command_publisher.publish(self._command)
+            motion = core.motion
+            self._commands.send(motion, now_ns)
             self._position_view[:] = setpoint
-            self._velocity_view[:] = core.motion.velocity
+            self._velocity_view[:] = motion.velocity
             self._sent.header.stamp.sec, self._sent.header.stamp.nanosec = divmod(now_ns, 1_000_000_000)
             self._sent_publisher.publish(self._sent)
         if core.pending:
             self._changed.trigger()
+
+    def _update_grippers(self) -> None:
+        """Goals of gripper actions: decided in the spinning thread, which also hears the answers."""
+        core, grippers = self._executor_core, self._grippers
+        if core is None or grippers is None or core.state in (State.UNCONFIGURED, State.DISARMED, State.ESTOPPED):
+            return
+        grippers.update(core.gripper_targets.tolist(), self.now_ns())
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
@@ -198,6 +190,10 @@ class ExecutorNode(MolmoNode):
         elif core.counters.chunks_accepted > accepted:
             self._logged_refusal = ""
 
+    def _on_acknowledgement(self, message: JointState) -> None:
+        assert self._executor_core is not None
+        self._executor_core.on_acknowledgement(_stamp_ns(message))
+
     def _on_task(self, message: String) -> None:
         assert self._executor_core is not None
         self._executor_core.on_task(self.now_ns())
@@ -223,6 +219,18 @@ class ExecutorNode(MolmoNode):
             response.success, response.message = False, f"cannot arm: {self._failure}"
         else:
             response.success, response.message = core.arm(self.now_ns())
+            self._publish_changes()
+        return response
+
+    def _on_go_to_start(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        core = self._executor_core
+        assert core is not None
+        if not self.active or self._failure:
+            problem = self._failure or "the executor node is not active"
+            response.success, response.message = False, f"cannot go to the start pose: {problem}"
+        else:
+            response.success, response.message = core.go_to_start(self.now_ns())
+            self._publish_changes()
         return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -236,7 +244,9 @@ class ExecutorNode(MolmoNode):
         values: dict[str, object] = {"reason": self._failure or core.reason, **core.values(self.now_ns())}
         if self._loop is not None:
             values.update(missed_deadlines=self._loop.missed, scheduling=self._loop.scheduling)
-            values.update({key: f"{value:.3f}" for key, value in self._loop.punctuality().items()})
+            values.update({key: f"{value:.3f}" for key, value in self._punctuality.items()})
+        if self._grippers is not None:
+            values["gripper_goals"] = self._grippers.goals
         return values
 
     def _publish_state(self, core: Executor, state: State, reason: str) -> None:
@@ -260,6 +270,10 @@ class ExecutorNode(MolmoNode):
         if core is None:
             return
         for change in core.changes():
+            if self._grippers is not None and change.event is Event.ARM:
+                self._grippers.begin(core.gripper_targets.tolist())
+            elif self._grippers is not None and change.after is State.ESTOPPED:
+                self._grippers.cancel()
             self._publish_state(core, change.after, change.reason)
             self._log(change)
 

@@ -83,9 +83,14 @@ class Cell:
     def begin(self) -> None:
         """The arm at its rest pose, read by the executor, which is DISARMED."""
         self.await_state("DISARMED")
-        with self.lock:
-            self.position = ROBOT.rest_position.copy()
-            self.commands.clear()
+        while True:  # commands of before may still be on their way
+            with self.lock:
+                self.position = ROBOT.rest_position.copy()
+                self.commands.clear()
+            published = len(self.states)
+            wait_until(lambda: len(self.states) > published + 1, "the state to be published")  # noqa: B023
+            if not self.commands:
+                break
         wait_until(lambda: float(self.value("joint_state_age_ms") or 1e9) < 200.0, "readings to reach the executor")
 
     def end(self) -> None:
