@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from molmoact2_ros.embodiments import Embodiment, ModelFrame
+from molmoact2_ros.policy import agreement
 from molmoact2_ros.policy.weights import CheckpointError, TensorInfo, read_weight_headers
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data"
@@ -120,22 +121,39 @@ def open_checkpoint(
     _require_files(directory, stats_path)
     metadata, mode = _read_stats(stats_path, norm_tag)
     notes: list[str] = []
-    _check_vectors(metadata, mode, norm_tag, robot, notes)
-    frame = _frame(directory, metadata, robot)
-    _check_range(metadata, mode, norm_tag, robot, frame)
+    # All of it is looked at before anything is refused, so that one table shows everything that does not fit.
+    found = agreement.problems(metadata, norm_tag, robot, cameras)
+    sound = _attempt(found, lambda: _check_vectors(metadata, mode, norm_tag, robot, notes))
+    frame = _attempt(found, lambda: _frame(directory, metadata, robot)) if sound else None
+    if frame is not None:
+        _attempt(found, lambda: _check_range(metadata, mode, norm_tag, robot, frame))
+    used = _attempt(found, lambda: _cameras(metadata, robot, cameras))
+    horizon = _attempt(found, lambda: _horizon(config, metadata, norm_tag, robot, notes))
+    if found or frame is None or used is None or horizon is None:
+        rows = agreement.table(agreement.compare(metadata, norm_tag, robot, cameras), robot.name)
+        raise CheckpointError(f"{directory} does not fit {robot.name}:\n{rows}\n" + "\n".join(found))
     return Checkpoint(
         directory=directory,
         norm_tag=norm_tag,
         metadata=metadata,
         config=config,
         tensors=read_weight_headers(directory),
-        cameras=_cameras(metadata, robot, cameras),
+        cameras=used,
         frame=frame,
-        horizon=_horizon(config, metadata, norm_tag, robot, notes),
+        horizon=horizon,
         rate_hz=robot.rate_hz,
         depth_side=_depth_side(config),
         notes=tuple(notes),
     )
+
+
+def _attempt[Checked](found: list[str], check: Callable[[], Checked]) -> Checked | None:
+    """What `check` returns; when it refuses, None, and its words go to `found`."""
+    try:
+        return check()
+    except CheckpointError as error:
+        found.append(str(error))
+        return None
 
 
 def _require_actions(config: Mapping[str, Any], wanted: str) -> None:
@@ -200,7 +218,7 @@ def _read_stats(path: Path, norm_tag: str) -> tuple[dict[str, Any], str]:
     return dict(tags[norm_tag]), str(mode)
 
 
-def _check_vectors(metadata: Mapping[str, Any], mode: str, tag: str, robot: Embodiment, notes: list[str]) -> None:
+def _check_vectors(metadata: Mapping[str, Any], mode: str, tag: str, robot: Embodiment, notes: list[str]) -> bool:
     """Width, bounds and gripper scaling of states and actions, and the control mode."""
     for kind in ("state", "action"):
         stats = metadata.get(f"{kind}_stats")
@@ -230,6 +248,7 @@ def _check_vectors(metadata: Mapping[str, Any], mode: str, tag: str, robot: Embo
         notes.append(
             f"norm tag {tag!r} describes the set-up {metadata.get('setup_type')!r}; this robot is {robot.setup_type!r}"
         )
+    return True
 
 
 def _vector(stats: Mapping[str, Any], key: str, kind: str, tag: str, robot: Embodiment) -> np.ndarray:
@@ -248,14 +267,23 @@ def _vector(stats: Mapping[str, Any], key: str, kind: str, tag: str, robot: Embo
 
 
 def _frame(directory: Path, metadata: Mapping[str, Any], robot: Embodiment) -> ModelFrame:
-    if robot.name != "so101":
+    if robot.family != "so101":
         return ModelFrame.TRAINING
     from molmoact2_ros.embodiments.so101 import frame_of_checkpoint
 
+    stats = metadata["state_stats"]
     try:
-        return frame_of_checkpoint(directory, metadata["state_stats"])
+        frame = frame_of_checkpoint(directory, stats)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
+    median = stats.get("q50")
+    if frame is ModelFrame.ARM and median is not None and median[1] > 0.0:
+        raise CheckpointError(
+            f"{directory}: policy_preprocessor.json transforms the joints by itself, which this runtime does not run, "
+            f"and the median lift of {median[1]:.1f} deg is of the frame behind the transform: it would be missing. "
+            "Use the original checkpoint (allenai/MolmoAct2-SO100_101)"
+        )
+    return frame
 
 
 def _check_range(metadata: Mapping[str, Any], mode: str, tag: str, robot: Embodiment, frame: ModelFrame) -> None:
@@ -263,7 +291,10 @@ def _check_range(metadata: Mapping[str, Any], mode: str, tag: str, robot: Embodi
     ends = np.stack([np.asarray(metadata["action_stats"][key], dtype=np.float64) for key in BOUNDED_MODES[mode]])
     joints = robot.joints_from_model(ends, frame)
     low, high = joints.min(axis=0), joints.max(axis=0)
-    outside = (low < robot.limits.lower - RANGE_MARGIN) | (high > robot.limits.upper + RANGE_MARGIN)
+    margin = np.full(robot.dof, RANGE_MARGIN)
+    for g in robot.gripper_indices:
+        margin[g] = min(RANGE_MARGIN, 0.2 * (robot.limits.upper[g] - robot.limits.lower[g]))
+    outside = (low < robot.limits.lower - margin) | (high > robot.limits.upper + margin)
     if np.any(outside):
         index = int(np.argmax(outside))
         raise CheckpointError(
