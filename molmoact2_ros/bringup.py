@@ -244,6 +244,9 @@ def wired_parameters(robot: str, folder: str) -> dict[str, Value]:
     """Parameters that lead the driver of `robot` to the emulated bus under `folder`."""
     if robot == "so101":
         return {"port": f"{folder}/so101", "calibration_id": "so101", "calibration_dir": folder, "retry_s": 0.3}
+    if robot == "yam":
+        channels: dict[str, Value] = {f"{side}_channel": f"{folder}/can_{side}" for side in ("left", "right")}
+        return {**channels, "can_interface": "molmoact2_link", "retry_s": 0.3}
     raise ValueError(f"there is no emulated bus for {robot}; leave out wire")
 
 

@@ -50,11 +50,26 @@ SO101_CASES = (
     Case("hot 3", "FAULT", 1.5, "a servo reports 68 degrees C"),
     Case("limp 2", "FAULT", 1.5, "a servo switches off its torque"),
 )
+YAM_CASES = (
+    Case("lost 0.005", "TRACKING", 5.0, "5 of 1000 frames get lost: i2rt asks again"),
+    Case("silent 3", "HOLDING", 1.0, "a motor of the left arm does not answer"),
+    Case("lost 1", "HOLDING", 1.0, "every frame of the left bus gets lost"),
+    Case("delay 0.02", "HOLDING", 1.0, "every answer on the left bus 20 ms late"),
+    Case("unplug", "HOLDING", 1.0, "the left CAN adapter is pulled out, and put back"),
+    Case("frozen 1", "FAULT", 6.0, "an encoder of the left arm repeats its last value"),
+    Case("hot 4", "FAULT", 1.5, "a motor of the left arm is at 85 degrees C"),
+    Case("overheat 4", "HOLDING", 1.5, "a motor of the left arm switches itself off at 105 degrees C"),
+)
 PLANS = {
     "so101": Plan(
         "lerobot `SO101Follower` on a pseudo-terminal with six STS3215 servos",
         (0.4, 0.15, 0.15, 0.2, 0.4, 0.2),
         SO101_CASES,
+    ),
+    "yam": Plan(
+        "i2rt on two emulated CAN buses with seven Damiao motors each",
+        (0.4, 0.1, 0.1, 0.15, 0.2, 0.3, 0.01) * 2,
+        YAM_CASES,
     ),
 }
 

@@ -30,7 +30,9 @@ class ArmNode(MolmoNode):
     LOOP = (
         Parameter("joint_rate_hz", 100.0, "Readings a second, and the rate of joint_states.", 10.0, 500.0),
         Parameter("watchdog_s", 0.2, "The arm holds when commands cease for this long, s.", 0.05, 5.0),
-        Parameter("max_jump", 0.6, "A command so far from an arm joint's measured position is refused, rad.", 0.05, 3.2),
+        Parameter(
+            "max_jump", 0.6, "A command so far from an arm joint's measured position is refused, rad.", 0.05, 3.2
+        ),
         Parameter("lost_s", 0.5, "Without a fresh reading for this long the arm is connected anew, s.", 0.1, 10.0),
         Parameter("retry_s", 1.0, "Time between attempts to connect, s.", 0.1, 60.0),
         Parameter("command_topic", "controller/commands", "Joint targets, rad or m, in ROS joint order."),
@@ -45,6 +47,10 @@ class ArmNode(MolmoNode):
     def make_driver(self) -> Driver:
         """Return the driver, not connected yet. Called by `setup`."""
         raise NotImplementedError
+
+    def blocked(self) -> str:
+        """Why the executor may not move the arm although nothing is wrong with it; empty when it may."""
+        return ""
 
     def setup(self) -> None:
         driver = self.make_driver()
@@ -88,7 +94,7 @@ class ArmNode(MolmoNode):
     def _on_command(self, message: Float64MultiArray) -> None:
         if self._thread is None or not self.active:
             return
-        refusal = self._thread.loop.command(np.asarray(message.data, dtype=np.float64))
+        refusal = self.blocked() or self._thread.loop.command(np.asarray(message.data, dtype=np.float64))
         if refusal and not self._refused:  # on the edge only
             self.get_logger().error(f"command refused: {refusal}")
         self._refused = refusal
@@ -107,7 +113,7 @@ class ArmNode(MolmoNode):
             self.get_logger().error(f"the driver has stopped: {thread.failure!r}")
             self.finished = 1
             return
-        fault = thread.loop.fault
+        fault = thread.loop.fault or self.blocked()
         health = thread.loop.status()
         level = DiagnosticStatus.ERROR if fault else DiagnosticStatus.OK
         if not thread.loop.connected:

@@ -24,7 +24,7 @@ class So101DriverNode(ArmNode):
     )
 
     def make_driver(self) -> Driver:
-        keys = ("port", "calibration_id", "calibration_dir", "torque_off_on_close")
+        keys: tuple[str, ...] = ("port", "calibration_id", "calibration_dir", "torque_off_on_close")
         keys += ("temperature_warn", "temperature_limit")
         config = So101Config(
             **{key: self.param(key) for key in keys},

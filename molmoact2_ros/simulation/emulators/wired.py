@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -105,5 +106,79 @@ class So101Wire:
         self.bus.__exit__()
 
 
-WIRES: dict[str, Callable[[Path, Callable[[Array], None], Array], Wire]] = {"so101": So101Wire}
+class YamWire:
+    """The motors of two YAM arms on the buses `<folder>/can_left` and `<folder>/can_right`.
+
+    Args:
+        folder: where the buses appear.
+        command: sets the cell's targets (14,), rad and m.
+        start: encoders until the first report, (14,).
+    """
+
+    FAULTS: tuple[str, ...] = (
+        "silent 3",
+        "frozen 1",
+        "lost 0.005",
+        "lost 1",
+        "delay 0.02",
+        "hot 4",
+        "overheat 4",
+        "unplug",
+    )
+
+    def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
+        from molmoact2_ros.simulation.emulators.damiao import DamiaoBus
+
+        self._command, self._targets = command, np.array(start, dtype=np.float64)
+        self._lock = threading.Lock()
+        self._plants = [
+            SharedPlant(start[:7], lambda targets: self._drive(0, targets)),
+            SharedPlant(start[7:], lambda targets: self._drive(1, targets)),
+        ]
+        self.buses = [
+            DamiaoBus(plant, folder / f"can_{side}", seed=seed)
+            for seed, (plant, side) in enumerate(zip(self._plants, ("left", "right"), strict=True))
+        ]
+        for bus in self.buses:
+            bus.__enter__()
+
+    def _drive(self, arm: int, targets: Array) -> None:
+        with self._lock:
+            self._targets[7 * arm : 7 * arm + 7] = targets
+            self._command(self._targets.copy())
+
+    def measured(self, positions: Array, velocities: Array) -> None:
+        """See `Wire`."""
+        for arm, plant in enumerate(self._plants):
+            part = slice(7 * arm, 7 * arm + 7)
+            plant.measured(positions[part], velocities[part])
+
+    def fault(self, text: str) -> None:
+        """See `Wire`; of the left arm. The figure is a motor's id, a share of the frames, or s; a motor that overheats
+        switches itself off."""
+        from molmoact2_ros.simulation.emulators.damiao import Faults
+
+        name, figure = switch(text, self.FAULTS)
+        one = frozenset({int(figure)})
+        bus = self.buses[0]
+        bus.faults = {
+            "silent": Faults(silent=one),
+            "frozen": Faults(frozen=one),
+            "lost": Faults(lost=figure),
+            "delay": Faults(delay_s=figure),
+            "hot": Faults(hot={int(figure): 85}),
+            "overheat": Faults(hot={int(figure): 105}),
+        }.get(name, Faults())
+        if name == "unplug":
+            bus.unplug()
+        else:
+            bus.plug()
+
+    def close(self) -> None:
+        """See `Wire`."""
+        for bus in self.buses:
+            bus.__exit__()
+
+
+WIRES: dict[str, Callable[[Path, Callable[[Array], None], Array], Wire]] = {"so101": So101Wire, "yam": YamWire}
 """Emulated buses by robot."""

@@ -1,0 +1,64 @@
+"""Driver node of two YAM arms: i2rt on two CAN channels, and hand guiding for demonstrations."""
+
+from __future__ import annotations
+
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool
+
+from molmoact2_ros.drivers.driver import Driver, StaleError
+from molmoact2_ros.drivers.yam import YamConfig, YamDriver
+from molmoact2_ros.nodes.arm_node import ArmNode
+from molmoact2_ros.nodes.node_base import Parameter, main_of
+
+
+class YamDriverNode(ArmNode):
+    """See `ArmNode` and `drivers/yam.py`. While the arms are guided by hand the executor can neither arm nor move."""
+
+    PARAMETERS = (
+        *ArmNode.LOOP,
+        Parameter("left_channel", "can_left", "CAN channel of the left arm."),
+        Parameter("right_channel", "can_right", "CAN channel of the right arm."),
+        Parameter("can_interface", "socketcan", "Interface of python-can."),
+        Parameter("gripper", "linear_4310", "i2rt's name of the gripper."),
+        Parameter("gripper_limits", [0.0], "Gripper motor angles closed and open, rad; one value: find them at start."),
+        Parameter("gripper_force", 50.0, "Most force of a blocked gripper, N.", 1.0, 100.0),
+        Parameter("temperature_warn", 65.0, "Warn from this temperature of a motor on, degrees C.", 30.0, 120.0),
+        Parameter("temperature_limit", 80.0, "From this temperature on the arms may not move, degrees C.", 30.0, 120.0),
+    )
+
+    def make_driver(self) -> Driver:
+        keys: tuple[str, ...] = ("left_channel", "right_channel", "can_interface", "gripper", "gripper_force")
+        keys += ("temperature_warn", "temperature_limit")
+        limits = tuple(self.param("gripper_limits"))
+        config = YamConfig(**{key: self.param(key) for key in keys}, gripper_limits=limits if len(limits) == 2 else ())
+        self._driver = YamDriver(config, self.now_ns)
+        self.serve(SetBool, "driver/hand_guiding", self._on_hand_guiding)
+        return self._driver
+
+    def blocked(self) -> str:
+        return "the arms are guided by hand; call driver/hand_guiding with false" if self._driver.guided else ""
+
+    def _on_hand_guiding(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        try:
+            self._driver.hand_guiding(request.data)
+        except StaleError as error:
+            response.success, response.message = False, str(error)
+        else:
+            response.success = True
+            response.message = "the arms float; they can be moved by hand" if request.data else "the arms hold"
+        self._watch()
+        return response
+
+    def _on_e_stop(self, message: Bool) -> None:
+        if message.data and self._driver.guided:
+            try:
+                self._driver.hand_guiding(False)
+            except StaleError as error:
+                self.get_logger().error(f"e-stop: {error}")
+        super()._on_e_stop(message)
+
+
+main = main_of(YamDriverNode)
+
+if __name__ == "__main__":
+    main()
