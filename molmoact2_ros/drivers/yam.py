@@ -97,10 +97,12 @@ class YamDriver:
         if len({arm.channel for arm in self._arms}) != len(self._arms):
             raise DriverError(f"both arms are on CAN channel {self._arms[0].channel}; each needs its own")
         _use_interface(self.config.can_interface)
-        for arm in self._arms:
-            if not arm.running:
-                self._stop(arm)
-                self._start(arm)
+        lost = [arm for arm in self._arms if not arm.running]
+        for arm in lost:
+            self._stop(arm)
+        begun = [(arm, self._begin(arm)) for arm in lost]
+        for arm, failures in begun:
+            self._await_start(arm, failures)
 
     def read(self) -> Reading:
         """See `Driver`. Waits for two ends of a cycle, 4 to 8 ms."""
@@ -203,13 +205,13 @@ class YamDriver:
             mapper.to_command_joint_vel_space(np.array([state.vel for state in states])),
         )
 
-    def _start(self, arm: _Arm) -> None:
-        """Start one arm within `start_s`.
+    def _begin(self, arm: _Arm) -> list[Exception]:
+        """Begin to start one arm; returns the list into which its thread puts what went wrong.
 
         i2rt waits without an end for a motor that keeps reporting an error, so it starts in a thread of its own.
 
         Raises:
-            DriverError: it did not start.
+            DriverError: an earlier start hangs.
         """
         if arm.starting is not None and arm.starting.is_alive():
             raise DriverError(
@@ -226,6 +228,15 @@ class YamDriver:
 
         arm.starting = threading.Thread(target=start, name=f"start {arm.side}", daemon=True)
         arm.starting.start()
+        return failures
+
+    def _await_start(self, arm: _Arm, failures: list[Exception]) -> None:
+        """Wait until the arm runs, and hold it where it is.
+
+        Raises:
+            DriverError: it did not start.
+        """
+        assert arm.starting is not None
         arm.starting.join(self.config.start_s)
         if not arm.starting.is_alive():
             arm.starting = None  # it would keep the half-open channel of a failed start

@@ -13,7 +13,7 @@ import pytest
 from molmoact2_ros.benchmarking import robots
 from molmoact2_ros.benchmarking.robots import PLANS, Plan, drill, render
 
-FAST = {"so101": ("silent 3", "hot 3", "unplug"), "yam": ("silent 3", "hot 4")}
+FAST = {"so101": ("silent 3", "hot 3", "unplug")}
 
 
 def passed(robot: str, plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:

@@ -137,7 +137,7 @@ def test_motors_let_go_when_nobody_speaks_to_them(connected: Rig):
     connected.until(lambda: all(motor.state != 1 for motor in motors.values()), "the watchdog")
 
 
-@pytest.mark.parametrize("ticks", [0, 40000])
+@pytest.mark.parametrize("ticks", [0, pytest.param(40000, marks=pytest.mark.slow)])
 def test_an_arm_whose_watchdog_is_off_or_long_is_not_started(rig: Rig, ticks: int):
     rig.buses[1].motors[5].registers[TIMEOUT_REGISTER] = struct.pack("<I", ticks)
     with pytest.raises(
@@ -166,6 +166,7 @@ def test_hand_guiding_lets_the_arms_float_and_ends_in_a_hold_where_they_are(conn
     assert np.allclose(connected.position, moved, atol=CODE)
 
 
+@pytest.mark.slow
 def test_i2rt_finds_the_grippers_limits_by_itself(rig: Rig):
     rig.driver = YamDriver(rig.config(gripper_limits=()))
     rig.driver.connect()
