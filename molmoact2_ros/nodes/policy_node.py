@@ -24,6 +24,7 @@ from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, ma
 from molmoact2_ros.nodes.policy_messages import chunk_message, grid_message, nanoseconds, rgb_from_image
 from molmoact2_ros.nodes.policy_parameters import PARAMETERS, fast_options, request_options, rtc_options
 from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
+from molmoact2_ros.policy.agreement import TrainedStates
 from molmoact2_ros.policy.inputs import Inputs, Problem
 from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.request import Requests
@@ -81,7 +82,9 @@ class PolicyNode(MolmoNode):
         requests = request_options(self.param)
         used = self._policy.checkpoint.cameras
         self._warm_up(self._policy, used)
-        self._inputs = Inputs(used, self.param("camera_timeout_s"), self.param("state_timeout_s"))
+        opened = self._policy.checkpoint
+        trained = TrainedStates(opened.metadata["state_stats"], self._robot, opened.frame)
+        self._inputs = Inputs(used, self.param("camera_timeout_s"), self.param("state_timeout_s"), trained.problem)
         self._chunks = self.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
         self._codes = self.create_publisher(Image, "policy/depth_codes", NEWEST)
         self._updated = self.create_publisher(Image, "policy/depth_updated", NEWEST)
@@ -94,7 +97,6 @@ class PolicyNode(MolmoNode):
         self._watch_timer = self.create_timer(0.1, self._watch)
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
         sys.setswitchinterval(1e-3)
-        opened = self._policy.checkpoint
         self._requests = Requests(requests, opened.horizon / opened.rate_hz)
         depth = f"depth {opened.depth_side} x {opened.depth_side}" if opened.depth_side else "no depth reasoning"
         self.get_logger().info(f"{opened.directory.name}: tag {opened.norm_tag}, cameras {', '.join(used)}, {depth}")

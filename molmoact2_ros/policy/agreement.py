@@ -134,13 +134,14 @@ class TrainedStates:
     """The states that a checkpoint was trained on, as joint positions.
 
     Args:
-        stats: `state_stats` of the tag, with q01 and q99 (dof,), model units.
+        stats: `state_stats` of the tag, model units: q01 and q99 (dof,), or min and max.
         frame: the joint frame of the checkpoint.
     """
 
     def __init__(self, stats: Mapping[str, Any], robot: Embodiment, frame: ModelFrame) -> None:
         self._robot = robot
-        ends = robot.joints_from_model(np.array([stats["q01"], stats["q99"]], dtype=np.float64), frame)
+        keys = ("q01", "q99") if "q01" in stats else ("min", "max")
+        ends = robot.joints_from_model(np.array([stats[key] for key in keys], dtype=np.float64), frame)
         self._low, self._high = ends.min(axis=0), ends.max(axis=0)
         least = np.full(robot.dof, LEAST_SLACK)
         for g in robot.gripper_indices:

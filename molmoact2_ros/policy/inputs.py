@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +37,19 @@ class Inputs:
     given before.
     """
 
-    def __init__(self, cameras: Sequence[str], camera_timeout_s: float, joints_timeout_s: float) -> None:
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        camera_timeout_s: float,
+        joints_timeout_s: float,
+        where_to_begin: Callable[[NDArray[np.float64]], str] = lambda joints: "",
+    ) -> None:
+        """`where_to_begin` says why an epoch must not begin at joint positions (dof,), or nothing.
+
+        Once it has begun, the policy may go where it likes.
+        """
         self._cameras = tuple(cameras)
+        self._where_to_begin, self._begun = where_to_begin, False
         self._limits = {name: camera_timeout_s for name in cameras} | {"": joints_timeout_s}
         self._samples: dict[str, _Sample] = {}
         self._used: dict[str, int] = {}
@@ -67,6 +78,7 @@ class Inputs:
         What was seen before belongs to the last epoch and is not used again.
         """
         self.epoch += 1
+        self._begun = False
         self._not_before_ns = now_ns
         says_something = any(character.isalnum() for character in text)
         self._task = text if says_something else ""
@@ -81,7 +93,10 @@ class Inputs:
             found = self._stale(name, now_ns)
             if found is not None:
                 return found
-        return None if self._task else self._task_problem
+        if not self._task:
+            return self._task_problem
+        far = "" if self._begun else self._where_to_begin(self._samples[""].value)
+        return Problem("begin", far) if far else None
 
     def observation(self, now_ns: int) -> Observation | None:
         """The newest observation, each of its frames new; None while something is missing or nothing has changed."""
@@ -93,6 +108,7 @@ class Inputs:
             return None
         frames = {name: self._samples[name] for name in self._cameras}
         self._used = {name: frame.stamp_ns for name, frame in frames.items()}
+        self._begun = True
         state = self._samples[""]
         return Observation(
             images={name: frame.value for name, frame in frames.items()},

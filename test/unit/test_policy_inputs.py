@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -132,3 +134,21 @@ def test_a_camera_that_comes_back_may_count_its_time_anew() -> None:
         assert "old on arrival" in message(inputs, now)
     inputs.on_image("front", IMAGE, 10_650 * MS, 10_650 * MS)
     assert inputs.observation(10_650 * MS) is not None
+
+
+def test_an_epoch_begins_near_the_training_only_and_then_goes_where_it_likes() -> None:
+    inputs = Inputs(("front",), 0.5, 0.5, lambda joints: "too far" if joints[0] > 1.0 else "")
+
+    def look(position: float, now_ns: int) -> Any:
+        inputs.on_joints(np.array([position]), now_ns, now_ns)
+        inputs.on_image("front", np.zeros((2, 2, 3), np.uint8), now_ns, now_ns)
+        return inputs.observation(now_ns)
+
+    inputs.on_task("pick it up", 0)
+    assert look(2.0, 1_000_000) is None
+    problem = inputs.problem(1_000_000)
+    assert problem is not None and problem.message == "too far" and not problem.waiting
+    assert look(0.5, 2_000_000) is not None
+    assert look(2.0, 3_000_000) is not None, "a motion under way is not stopped"
+    inputs.on_task("and another one", 4_000_000)
+    assert look(2.0, 5_000_000) is None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoints import make_checkpoint
 
@@ -187,6 +187,7 @@ def test_grippers_have_the_polarity_of_their_checkpoints(robot: str, index: int,
 
 @pytest.mark.parametrize("robot", sorted(EMBODIMENTS))
 @pytest.mark.parametrize("frame", list(ModelFrame))
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_states_and_actions_survive_the_way_through_model_vectors(robot: str, frame: ModelFrame, data: Any) -> None:
     body = embodiment(robot)
@@ -423,6 +424,7 @@ def test_variants_differ_from_their_family_in_what_they_should_only() -> None:
     np.testing.assert_array_equal(fer.velocity_bounds(fer.rest_position)[1], fer.limits.velocity)
 
 
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_the_fr3_is_slower_near_its_ends_and_may_always_leave_them(data: Any) -> None:
     body = embodiment("franka")
