@@ -58,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
     _add_run_options(loop, episodes=3)
     loop.add_argument("--page", default="benchmarks/loop.md", metavar="FILE", help="page to write (%(default)s)")
     loop.set_defaults(run=_bench_loop)
+    cells = benches.add_parser("cells", help="speed of the simulated cells and success of their scripted experts")
+    cells.add_argument("--episodes", type=int, default=20, metavar="N", help="of the expert, a robot (%(default)s)")
+    cells.add_argument("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
+    cells.add_argument("--page", default="benchmarks/cells.md", metavar="FILE", help="page to write (%(default)s)")
+    cells.set_defaults(run=_bench_cells)
     robots = benches.add_parser("robots", help="real drivers on emulated buses: a minute of motion, every fault switch")
     robots.add_argument("--robot", action="append", metavar="NAME", help="which; may be repeated (all there are)")
     robots.add_argument("--motion", type=float, default=60.0, metavar="S", help="length of the motion (%(default)s)")
@@ -66,11 +71,16 @@ def parser() -> argparse.ArgumentParser:
     robots.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     robots.set_defaults(run=_bench_robots)
     policy = benches.add_parser("policy", help="one call of the policy by stage, every backend, with and without depth")
-    policy.add_argument("--size", choices=("small", "mid"), default="small", help="random model (%(default)s)")
+    policy.add_argument(
+        "--size", choices=("small", "mid", "full"), default="small", help="random model; full: on a GPU (%(default)s)"
+    )
     policy.add_argument("--checkpoint", default="", metavar="DIR|ID", help="a trained one instead of a random model")
-    policy.add_argument("--cameras", type=int, default=2, metavar="N", help="pictures a call (%(default)s)")
-    policy.add_argument("--changed", type=float, default=0.1, metavar="SHARE", help="of depth cells (%(default)s)")
-    policy.add_argument("--repeats", type=int, default=7, metavar="N", help="calls for a median (%(default)s)")
+    policy.add_argument("--cameras", type=int, default=0, metavar="N", help="pictures a call (2; full: 2 and 3)")
+    policy.add_argument("--changed", type=float, metavar="SHARE", help="of depth cells (0, 5, 10, 25, 50 and 100 %%)")
+    policy.add_argument("--backend", action="append", default=[], metavar="B", help="may be repeated (all there are)")
+    policy.add_argument("--chunk", type=int, default=0, metavar="N", help="rows of a chunk (full: 10, 15 and 30)")
+    policy.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (%(default)s)")
+    policy.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds for a median (%(default)s)")
     policy.add_argument("--threads", type=int, default=0, metavar="N", help="of torch; 0 is its own choice")
     policy.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
     policy.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
@@ -225,6 +235,14 @@ def _bench_loop(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _bench_cells(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.cells import measure
+
+    _check_renderer()
+    print(f"written: {_shown(str(measure(arguments.episodes, arguments.seed, Path(arguments.page))))}")
+    return OK
+
+
 def _bench_robots(arguments: argparse.Namespace) -> int:
     from molmoact2_ros.benchmarking.robots import PLANS, measure
 
@@ -238,17 +256,21 @@ def _bench_robots(arguments: argparse.Namespace) -> int:
 
 
 def _bench_policy(arguments: argparse.Namespace) -> int:
-    from molmoact2_ros.benchmarking.policy import Settings, measure
+    from molmoact2_ros.benchmarking.policy import Settings, measure_all
 
     settings = Settings(
-        arguments.size,
-        arguments.checkpoint,
-        arguments.cameras,
-        arguments.changed,
-        arguments.repeats,
-        arguments.threads,
+        size=arguments.size,
+        checkpoint=arguments.checkpoint,
+        cameras=arguments.cameras or 2,
+        changed=arguments.changed,
+        repeats=arguments.repeats,
+        threads=arguments.threads,
+        backends=tuple(arguments.backend),
+        chunk=arguments.chunk,
+        device=arguments.device,
     )
-    page, result = measure(settings, Path(arguments.page))
+    cameras = (arguments.cameras,) if arguments.cameras else None
+    page, result = measure_all(settings, Path(arguments.page), cameras, (arguments.chunk,) if arguments.chunk else None)
     print(f"written: {_shown(str(page))}")
     if arguments.json:
         print(json.dumps(result))
