@@ -142,11 +142,10 @@ class Limiter:
         """Advance one period and return the commanded position (dof,); `braked` stops the groups it names.
 
         A group follows exactly where it can, else meets the reference as early as its limits allow, else stops at it,
-        else stops where it is. Without a reference it goes to `rest` (dof,).
+        else stops where it is. A gripper (a group from `guarded` on) goes to where the reference is, as fast as it can;
+        so do all groups without a reference, to `rest` (dof,).
         """
         now = self.motion
-        stop = Stop.of(now, self.safe.limits.acceleration, self.safe.limits.jerk).at(self.period_s)
-        after = Motion(stop.position.copy(), stop.velocity.copy(), stop.acceleration.copy())
         self.refusal, self.blocked = "", None
         refusals = []
         wanted: Motion | None = None
@@ -154,11 +153,16 @@ class Limiter:
             wanted = self.safe.inside(reference(self.period_s))
             reachable = self.safe.reachable(now, wanted)
         limited = False
+        # What is not moved otherwise stops.
+        stop = Stop.of(now, self.safe.limits.acceleration, self.safe.limits.jerk).at(self.period_s)
+        after = Motion(stop.position.copy(), stop.velocity.copy(), stop.acceleration.copy())
         for g, joints in enumerate(self.groups):
             if braked[g]:
                 state = self._play(g)
             elif wanted is None:
                 state = self._rest(g, rest)
+            elif self._guarded and g >= self._guarded:
+                state = self._rest(g, wanted.position)
             elif reachable[joints].all():
                 state = _of(wanted, joints)
                 self._meeting[g] = 0
@@ -189,7 +193,11 @@ class Limiter:
     def _rest(self, g: int, rest: Array | None) -> Motion | None:
         if rest is None:
             return None
-        return self._plan(g, Motion.at_rest(np.clip(rest, self.safe.lower, self.safe.upper)), None)
+        goal = Motion.at_rest(np.clip(rest, self.safe.lower, self.safe.upper))
+        joints = self.groups[g]
+        if not self.motion.velocity[joints].any() and (goal.position == self.motion.position)[joints].all():
+            return _of(goal, joints)
+        return self._plan(g, goal, None)
 
     # -- the ways to meet the reference -------------------------------------------------------------------------------
 

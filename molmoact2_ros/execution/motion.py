@@ -97,17 +97,18 @@ class Stop:
         return np.minimum(np.minimum(start, end), turn), np.maximum(np.maximum(start, end), turn)
 
 
-def within_limits(motion: Motion, limits: JointLimits) -> NDArray[np.bool_]:
+def within_limits(motion: Motion, limits: JointLimits, way: tuple[Array, Array] | None = None) -> NDArray[np.bool_]:
     """Tell for each joint whether its state, and the stop from it, stay inside every constant limit; (..., dof).
 
-    For velocity limits that depend on the position see `safe_set`.
+    `way`: the extent of that stop, where it is known. For velocity limits that depend on the position see `safe_set`.
     """
     v, a = motion.velocity, motion.acceleration
-    low, high = Stop.of(motion, limits.acceleration, limits.jerk).extent()
+    low, high = Stop.of(motion, limits.acceleration, limits.jerk).extent() if way is None else way
+    bend = np.abs(a)
+    fastest = np.maximum(np.abs(v), np.abs(v + a * bend / (2.0 * limits.jerk)))
     return np.asarray(
-        (np.abs(a) <= limits.acceleration + TOLERANCE)
-        & (np.abs(v) <= limits.velocity + TOLERANCE)
-        & (np.abs(v + a * np.abs(a) / (2.0 * limits.jerk)) <= limits.velocity + TOLERANCE)
+        (bend <= limits.acceleration + TOLERANCE)
+        & (fastest <= limits.velocity + TOLERANCE)
         & (low >= limits.lower - TOLERANCE)
         & (high <= limits.upper + TOLERANCE)
     )

@@ -102,18 +102,17 @@ class SafeSet:
 
     def contains(self, motion: Motion) -> NDArray[np.bool_]:
         """Tell for each joint whether its state is safe; (..., dof)."""
-        safe = within_limits(motion, self.limits)
         if self._outer_bounds is None:
-            return safe
+            return within_limits(motion, self.limits)
         stop = Stop.of(motion, self.limits.acceleration, self.limits.jerk)
         low, high = stop.extent()
+        safe = within_limits(motion, self.limits, (low, high))
         peak = motion.velocity + motion.acceleration * np.abs(motion.acceleration) / (2.0 * self.limits.jerk)
         fast_down = np.minimum(np.minimum(motion.velocity, peak), 0.0)
         fast_up = np.maximum(np.maximum(motion.velocity, peak), 0.0)
         # Permitted where the stop ends is permitted all the way.
-        kept = (fast_down >= self.velocity_bounds(low)[0] - TOLERANCE) & (
-            fast_up <= self.velocity_bounds(high)[1] + TOLERANCE
-        )
+        slowest, fastest = self._bounds_between(low, high)
+        kept = (fast_down >= slowest - TOLERANCE) & (fast_up <= fastest + TOLERANCE)
         if not (kept | ~safe).all():
             kept |= self._stop_keeps_bounds(stop, peak)
         return np.asarray(safe & kept)
@@ -181,10 +180,8 @@ class SafeSet:
         """Velocities permitted everywhere between two positions."""
         if self._outer_bounds is None:
             return -self.limits.velocity, self.limits.velocity
-        return (
-            self.velocity_bounds(np.minimum(position, other))[0],
-            self.velocity_bounds(np.maximum(position, other))[1],
-        )
+        low, high = self.velocity_bounds(np.stack((np.minimum(position, other), np.maximum(position, other))))
+        return low[0], high[1]
 
     def _stop_keeps_bounds(self, stop: Stop, peak: Array) -> NDArray[np.bool_]:
         count = int(np.ceil(stop.duration / self.period_s)) + 1
@@ -196,7 +193,6 @@ class SafeSet:
         fast_up = np.maximum(np.maximum(way.velocity[:-1], way.velocity[1:]), peak)
         low = np.minimum(way.position[:-1], way.position[1:])
         high = np.maximum(way.position[:-1], way.position[1:])
-        kept = (fast_down >= self.velocity_bounds(low)[0] - TOLERANCE) & (
-            fast_up <= self.velocity_bounds(high)[1] + TOLERANCE
-        )
+        slowest, fastest = self._bounds_between(low, high)
+        kept = (fast_down >= slowest - TOLERANCE) & (fast_up <= fastest + TOLERANCE)
         return np.asarray(kept.all(axis=0))
