@@ -145,7 +145,7 @@ def render(figures: list[CellFigures], seed: int) -> str:
         "# The simulated cells",
         "",
         f"Written by `molmoact2 bench cells` on {date.today().isoformat()}; placements of seed {seed}.",
-        "One thread; speeds are simulated seconds a second, the median of three. The picture is drawn in software where",
+        "One thread; speeds are simulated seconds a second, the median of three. Pictures are drawn in software where",
         "there is no GPU.",
         "",
         *(f"- {name}: {value}" for name, value in machine().items()),

@@ -21,9 +21,20 @@ def declared(path: Path) -> set[str]:
     return {call.args[0].value for call in named if isinstance(call.args[0], ast.Constant)}
 
 
+def flat(section: dict, prefix: str = "") -> set[str]:
+    """Names of the parameters in a section of a config file, with dots for its levels."""
+    return {
+        name
+        for key, value in section.items()
+        for name in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key})
+    }
+
+
 def offered(executable: str) -> set[str]:
-    """Parameters of a node, with those that every driver node shares."""
+    """Parameters of a node, with those that every driver node shares or that have a module of their own."""
     shared = declared(module_path("arm_node")) if executable.endswith("_driver_node") else set()
+    apart = module_path(executable.replace("_node", "_parameters"))
+    shared |= declared(apart) if apart.is_file() else set()
     return declared(module_path(executable)) | shared | COMMON
 
 
@@ -62,7 +73,7 @@ def test_every_key_of_the_config_file_is_a_parameter_of_its_node(robot: str):
     config = yaml.safe_load(share_path(f"config/{robot}.yaml").read_text())
     for key, section in config.items():
         name = key.removeprefix("/**/")
-        unknown = set(section["ros__parameters"]) - offered(f"{name}_node")
+        unknown = flat(section["ros__parameters"]) - offered(f"{name}_node")
         assert not unknown, f"{key}: {sorted(unknown)} are no parameters of {name}_node"
 
 

@@ -16,25 +16,34 @@ import yaml
 from molmoact2_ros.embodiments import embodiment
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "config" / "so101.rviz"
+ROBOTS = ("franka", "so101", "yam")
 DISPLAYS = {"Grid", "RobotModel", "TF", "MarkerArray", "Path", "PointCloud2", "Image"}
 TOOLS = {"Interact", "MoveCamera", "Select", "FocusCamera", "Measure"}
 TYPES = {"MarkerArray": "MarkerArray", "Path": "Path", "PointCloud2": "PointCloud2", "Image": "Image"}
-FROM_ROBOT_STATE_PUBLISHER = {"/so101/robot_description"}
+
+
+@pytest.fixture(scope="module", params=ROBOTS)
+def robot(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def manager() -> dict[str, Any]:
-    return dict(yaml.safe_load(CONFIG.read_text())["Visualization Manager"])
+def view(robot: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "config" / f"{robot}.rviz").read_text()))
 
 
-def published() -> dict[str, tuple[str, str]]:
+@pytest.fixture(scope="module")
+def manager(view: dict[str, Any]) -> dict[str, Any]:
+    return dict(view["Visualization Manager"])
+
+
+def published(robot: str) -> dict[str, tuple[str, str]]:
     """Topic -> (message type, QoS) of every `output(Type, "topic", QOS)` in the visualizer, cameras filled in."""
     source = (ROOT / "molmoact2_ros" / "nodes" / "visualizer_node.py").read_text()
     found = {}
     for kind, topic, qos in re.findall(r'output\((\w+), f?"([^"]+)", (\w+)\)', source):
-        for camera in embodiment("so101").camera_names:
-            found["/so101/" + topic.replace("{camera}", camera)] = (kind, qos)
+        for camera in embodiment(robot).camera_names:
+            found[f"/{robot}/" + topic.replace("{camera}", camera)] = (kind, qos)
     return found
 
 
@@ -42,23 +51,23 @@ def topics_of(display: dict[str, Any]) -> list[dict[str, Any]]:
     return [display[key] for key in ("Topic", "Description Topic") if key in display]
 
 
-def test_classes_are_those_of_rviz(manager: dict[str, Any]) -> None:
+def test_classes_are_those_of_rviz(view: dict[str, Any], manager: dict[str, Any]) -> None:
     assert {entry["Class"] for entry in manager["Displays"]} == {f"rviz_default_plugins/{name}" for name in DISPLAYS}
     assert {entry["Class"] for entry in manager["Tools"]} <= {f"rviz_default_plugins/{name}" for name in TOOLS}
     assert manager["Views"]["Current"]["Class"] == "rviz_default_plugins/Orbit"
     assert manager["Transformation"]["Current"]["Class"] == "rviz_default_plugins/TF"
-    for panel in yaml.safe_load(CONFIG.read_text())["Panels"]:
+    for panel in view["Panels"]:
         assert panel["Class"] in ("rviz_common/Displays", "rviz_common/Views")
 
 
-def test_every_topic_is_published_with_that_type_and_qos(manager: dict[str, Any]) -> None:
-    outputs = published()
+def test_every_topic_is_published_with_that_type_and_qos(robot: str, manager: dict[str, Any]) -> None:
+    outputs = published(robot)
     assert len(outputs) >= 7
     shown = set()
     for display in manager["Displays"]:
         for topic in topics_of(display):
             name = topic["Value"]
-            if name in FROM_ROBOT_STATE_PUBLISHER:
+            if name == f"/{robot}/robot_description":
                 assert topic["Durability Policy"] == "Transient Local"
                 continue
             kind, qos = outputs[name]
@@ -67,14 +76,15 @@ def test_every_topic_is_published_with_that_type_and_qos(manager: dict[str, Any]
             assert topic["Reliability Policy"] == ("Best Effort" if qos == "SENSOR" else "Reliable"), name
             assert topic["Durability Policy"] == "Volatile", name
             shown.add(name)
-    expected = {"markers", "path", "depth_points", "depth_colour", "overlay/front", "overlay/wrist"}
-    assert shown == {f"/so101/visualization/{name}" for name in expected}
+    overlays = {f"overlay/{camera}" for camera in embodiment(robot).camera_names}
+    expected = {"markers", "path", "depth_points", "depth_colour"} | overlays
+    assert shown == {f"/{robot}/visualization/{name}" for name in expected}
 
 
-def test_fixed_frame_is_the_base_of_the_model(manager: dict[str, Any]) -> None:
+def test_fixed_frame_is_the_base_of_the_model(robot: str, manager: dict[str, Any]) -> None:
     frame = manager["Global Options"]["Fixed Frame"]
-    assert frame == "base_link"
-    assert f'<link name="{frame}">' in (ROOT / "urdf" / "so101.urdf").read_text()
+    assert frame == embodiment(robot).base_link
+    assert f'<link name="{frame}">' in (ROOT / "urdf" / f"{robot}.urdf").read_text()
 
 
 def test_names_of_displays_are_distinct(manager: dict[str, Any]) -> None:
