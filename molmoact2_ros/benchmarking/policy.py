@@ -1,34 +1,39 @@
-"""`molmoact2 bench policy`: one call of the policy by stage, reference against torch, base against depth reasoning.
+"""`molmoact2 bench policy`: one call of the policy by stage, the reference and every backend, base and depth reasoning.
 
-With random weights a change of the picture says nothing about how many codes change. So the codes are made to differ:
-first the answer for the changed picture is computed; then the draft is that answer with every second changed cell's
-code altered. Unchanged cells carry the same codes in draft and answer, so both backends get the same answer again.
+Backends are measured one after the other, each with one model in memory that serves all cases; a round asks every case
+once. What is asked is the same for all of them (`policy_calls.py`).
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import date
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.benchmarking.loop import machine
-from molmoact2_ros.benchmarking.random_model import write_random_checkpoint
+from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, calls
+from molmoact2_ros.benchmarking.random_model import FULL_BYTES, random_config, random_model, write_random_checkpoint
 from molmoact2_ros.embodiments import Embodiment, embodiment
-from molmoact2_ros.policy import Checkpoint, open_checkpoint
+from molmoact2_ros.policy import BACKENDS, open_checkpoint
 
-TASK = "pick up the red cube"
-PICTURE = (240, 320)
 STAGES = ("preprocess", "vision", "prefill", "depth", "flow", "total")
-WARM_UP = 2
-PAGE_HEAD = "# One call of the policy"
+SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Of the depth cells, that changed since the last call."""
+RATIO_SHARE = 0.1
+"""The share that the ratios are about."""
+WARM_UP = 1
+IDENTICAL = "think, identical pictures"
+HALF_FRAMES = {"small": 20, "mid": 2, "full": 10}
+"""Scenes on which half precision is held against float32."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +42,51 @@ class Settings:
 
     Attributes:
         size: of a random model, see `random_model.SIZES`. checkpoint: a trained one instead, or empty.
-        cameras: pictures a call, 1 to 3. changed: share of the depth cells that changed. repeats: calls for a median.
-        threads: of torch.
+        cameras: pictures a call, 1 to 3. changed: share of the depth cells that changed; None: all of `SHARES`.
+        repeats: rounds for a median. threads: of torch; 0 is its own choice.
+        backends: which; empty: all that this machine can run. chunk: rows of a chunk; 0: the robot's.
+        device: cpu, cuda or auto (the GPU for size full, else the CPU).
     """
 
-    size: str
-    checkpoint: str
-    cameras: int
-    changed: float
-    repeats: int
-    threads: int
+    size: str = "small"
+    checkpoint: str = ""
+    cameras: int = 2
+    changed: float | None = None
+    repeats: int = 5
+    threads: int = 0
     robot: str = "so101"
+    backends: tuple[str, ...] = ()
+    chunk: int = 0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not 1 <= self.cameras <= 3:
             raise ValueError(f"--cameras must be 1 to 3, got {self.cameras}")
-        if not 0.0 <= self.changed <= 1.0:
+        if self.changed is not None and not 0.0 <= self.changed <= 1.0:
             raise ValueError(f"--changed is a share of 0 to 1, got {self.changed}")
         if self.repeats < 1:
             raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
+        if not 0 <= self.chunk <= 30:
+            raise ValueError(f"--chunk must be 0 (the robot's) or 1 to 30 rows, got {self.chunk}")
+        unknown = set(self.backends) - set(BACKENDS)
+        if unknown:
+            raise ValueError(f"unknown backend {', '.join(sorted(unknown))}; this version has: {', '.join(BACKENDS)}")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of changed cells that are measured."""
+        return SHARES if self.changed is None else (self.changed,)
+
+    @property
+    def ratio_case(self) -> str:
+        """The case that the ratios are about."""
+        return think(RATIO_SHARE if self.changed is None else self.changed)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case with one backend: medians by stage, the fastest call, forwards, cells anew, wrong codes in the draft."""
+    """One case with one backend: medians by stage and the fastest call, ms; forwards, cells anew, wrong codes in the
+    draft, codes that differ from the first backend's, and bytes copied in one call."""
 
     backend: str
     case: str
@@ -69,70 +95,224 @@ class Row:
     forwards: int
     cells: int
     wrong: int
+    other_codes: int = 0
+    copied: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Call:
-    """What goes into one call: pictures, and the main picture and codes of the call before (None without depth)."""
+class Measured:
+    """All rows, and each backend's peak memory in bytes."""
 
-    images: list[NDArray[np.uint8]]
-    before: NDArray[np.uint8]
-    codes: NDArray[np.int64] | None
+    rows: list[Row]
+    peaks: Mapping[str, int]
+    half: Any = None
+    """Half precision against float32 (`flips.Flips`), None where it was not asked."""
+
+
+def think(share: float) -> str:
+    """Name of the case with `share` of the cells changed."""
+    return f"think, {share:.0%} changed"
 
 
 def measure(settings: Settings, page: Path) -> tuple[Path, dict[str, Any]]:
-    """Measure, put the table into `page` (a section for each model and number of cameras), return both.
+    """Measure, put the table into `page` (a section for each model, number of cameras and chunk), return both.
 
     Raises:
-        ValueError, CheckpointError: the settings or the checkpoint do not fit.
+        ValueError, CheckpointError: the settings or the checkpoint do not fit, or the machine lacks the memory.
     """
     import torch
 
+    from molmoact2_ros.benchmarking.policy_report import result_of, write_section
+
+    device, dtype = _device(settings)
     if settings.threads > 0:
         torch.set_num_threads(settings.threads)
     robot = embodiment(settings.robot)
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        chosen: str | Path = settings.checkpoint
-        if not settings.checkpoint:
-            chosen = write_random_checkpoint(Path(scratch), settings.size, robot, TASK)
-        opened = open_checkpoint(chosen, robot, robot.norm_tag)
-        names = [*opened.cameras, "side", "rear"][: settings.cameras]
-        opened = replace(opened, cameras=tuple(names))
-        load_before = os.getloadavg()[0]
-        rows = _rows(settings, opened, robot)
-    result = _result(settings, rows)
-    write_section(page, settings, rows, result, load_before)
+        bench = _Bench(settings, robot, Path(scratch), device, dtype)
+        measured = bench.run()
+    result = result_of(settings, measured)
+    write_section(page, settings, measured, result, load_before, bench.where)
     return page, result
 
 
-def _rows(settings: Settings, opened: Checkpoint, robot: Embodiment) -> list[Row]:
-    """All cases, one call of each in turn, so that a busy moment of the machine meets them all."""
+def measure_all(
+    settings: Settings, page: Path, cameras: Sequence[int] | None = None, chunks: Sequence[int] | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """As `measure`, for each of `cameras` and `chunks`; None: two and three cameras with chunks of 10, 15 and 30 rows
+    for the full size, else what `settings` says. The result is the first one's, with all of them under `runs`.
+
+    Raises:
+        ValueError, CheckpointError: as `measure`.
+    """
+    full = settings.size == "full" and not settings.checkpoint
+    cameras = cameras or ((2, 3) if full else (settings.cameras,))
+    chunks = chunks or ((10, 15, 30) if full else (settings.chunk,))
+    results = []
+    for count in cameras:
+        for rows in chunks:
+            page, result = measure(replace(settings, cameras=count, chunk=rows), page)
+            results.append(result)
+    return page, results[0] if len(results) == 1 else {**results[0], "runs": results}
+
+
+def _device(settings: Settings) -> tuple[Any, Any]:
+    """Device and type of the weights. Refuses the full size where it does not fit."""
     import torch
 
-    from molmoact2_ros.policy.fast_model import FastModel
-    from molmoact2_ros.policy.reference import ReferenceModel
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if settings.size == "full" and not settings.checkpoint else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--size {settings.size} on a GPU: torch sees none here; run it on a machine with "
+            f"{FULL_BYTES / 1e9:.0f} GB of free GPU memory, or use --size mid on a CPU"
+        )
+    if settings.size == "full" and not settings.checkpoint:
+        if name == "cpu":
+            raise ValueError("--size full runs on a GPU only; use --size mid on a CPU")
+        free, _ = torch.cuda.mem_get_info()
+        if free < FULL_BYTES:
+            raise ValueError(
+                f"--size full needs {FULL_BYTES / 1e9:.0f} GB of free GPU memory, {free / 1e9:.1f} GB are free; end "
+                "what else uses it, or use --size mid"
+            )
+    return torch.device(name), torch.bfloat16 if name == "cuda" else torch.float32
 
-    cpu, kind = torch.device("cpu"), torch.float32
-    random = np.random.default_rng(0)
-    state = robot.model_from_joints(robot.rest_position)
-    lanes: list[_Lane] = []
-    for which in (replace(opened, depth_side=None), opened)[: 1 if opened.depth_side is None else 2]:
-        shares = {"base": 0.0}
-        if which is opened:
-            shares = {"think, unchanged": 0.0, f"think, {settings.changed:.0%} changed": settings.changed}
-        models = {"torch": FastModel(which, cpu, kind, print), "reference": ReferenceModel(which, cpu, kind)}
-        for case, share in shares.items():
-            calls = _calls(models["torch"], which, state, random, settings, share)
-            lanes += [_Lane(backend, case, model, calls) for backend, model in models.items()]
-            if case == "think, unchanged":
-                same = [replace(call, images=calls[0].images, before=calls[0].images[0]) for call in calls]
-                # A model of its own: the calls of the others come between.
-                lanes.append(_Lane("torch", "think, identical pictures", FastModel(which, cpu, kind, print), same))
-    lanes.sort(key=lambda lane: lane.backend == "reference")
-    for index in range(settings.repeats + WARM_UP):
-        for lane in lanes:
-            lane.answers.append(_answer(lane.model, _state(state, index), lane.calls[index]))
-    return [lane.row() for lane in lanes]
+
+class _Bench:
+    """One model's measurement on one device."""
+
+    def __init__(self, settings: Settings, robot: Embodiment, scratch: Path, device: Any, dtype: Any) -> None:
+        self.settings, self.robot, self.device, self.dtype = settings, robot, device, dtype
+        self.on_device = settings.size == "full" and not settings.checkpoint
+        """The weights are made where they are used, and lie in no file."""
+        chosen: str | Path = settings.checkpoint
+        if not chosen:
+            chosen = write_random_checkpoint(
+                scratch, settings.size, robot, TASK, horizon=settings.chunk, weights=not self.on_device
+            )
+        opened = open_checkpoint(chosen, robot, robot.norm_tag)
+        names = [*opened.cameras, "side", "rear"][: settings.cameras]
+        self.opened = replace(opened, cameras=tuple(names))
+        self.where = _where(device, dtype)
+
+    def run(self) -> Measured:
+        """Every backend in turn; the first of ours says what the codes are."""
+        from molmoact2_ros.benchmarking.memory import peak_bytes, start_peak
+
+        backends = self.settings.backends or self._available()
+        # The calls come from a backend of ours: torch unless another one alone was asked for.
+        backends = tuple(sorted(backends, key=lambda name: (name == "reference", name != "torch")))
+        cases = self._cases()
+        rows: list[Row] = []
+        peaks: dict[str, int] = {}
+        for backend in backends:
+            start_peak(self.device)
+            with self._models(backend) as models:
+                if models is not None:
+                    rows += [lane.row() for lane in self._measure(backend, models, cases)]
+                    peaks[backend] = peak_bytes(self.device)
+        return Measured(rows, peaks, self._half())
+
+    def _available(self) -> tuple[str, ...]:
+        return BACKENDS
+
+    def _cases(self) -> dict[str, list[Call]]:
+        """The calls of every case, as many as there are rounds."""
+        settings, random = self.settings, np.random.default_rng(0)
+        state = self.robot.model_from_joints(self.robot.rest_position)
+        rounds = settings.repeats + WARM_UP
+        cases: dict[str, list[Call]] = {}
+        with self._models("torch") as models:
+            assert models is not None
+            base, thinking = models
+            # Two pictures in turn: none is the last one, and two are enough.
+            cases["base"] = calls(base, state, random, settings.cameras, 0.0, 2)
+            if thinking is not None:
+                for share in settings.shares:
+                    cases[think(share)] = calls(thinking, state, random, settings.cameras, share, 2)
+                first = cases[think(settings.shares[0])]
+                images = first[0].images
+                # Nothing changes, so the codes of the call before are the answer.
+                cases[IDENTICAL] = [replace(call, images=images, before=images[0], answer=call.codes) for call in first]
+        return {name: [made[index % 2] for index in range(rounds)] for name, made in cases.items()}
+
+    def _measure(self, backend: str, models: tuple[Any, Any], cases: Mapping[str, list[Call]]) -> list[_Lane]:
+        """One call of each case in turn, so that a busy moment of the machine meets them all."""
+        from molmoact2_ros.benchmarking.memory import bytes_copied
+
+        base, thinking = models
+        lanes = [_Lane(backend, name, base if name == "base" else thinking, made) for name, made in cases.items()]
+        # Nothing may come between calls with the same pictures; and only ours makes use of them.
+        apart = [lane for lane in lanes if lane.case == IDENTICAL and backend != "reference"]
+        lanes = [lane for lane in lanes if lane.case != IDENTICAL]
+        for index in range(self.settings.repeats + WARM_UP):
+            for lane in lanes:
+                lane.answers.append(answer(lane.model, lane.calls[index]))
+        for lane in apart:
+            lane.answers = [answer(lane.model, call) for call in (lane.calls[0], *lane.calls)][1:]
+        for lane in (*lanes, *apart):
+            if lane.case in ("base", self.settings.ratio_case):
+                answer(lane.model, lane.calls[0])
+                lane.copied = bytes_copied(lambda lane=lane: answer(lane.model, lane.calls[1]), self.device)  # type: ignore[misc]
+        return [*lanes, *apart]
+
+    @contextmanager
+    def _models(self, backend: str) -> Iterator[tuple[Any, Any] | None]:
+        """A backend's model without depth reasoning and with it (None where the checkpoint has none), on one set of
+        weights; None, and a line that says why, where this machine cannot run the backend."""
+        import torch
+
+        from molmoact2_ros.policy.fast_model import FastModel
+        from molmoact2_ros.policy.reference import ReferenceModel
+
+        plain = replace(self.opened, depth_side=None)
+        loaded = self._weights()
+        first = self.opened
+        thinking: Any
+        if backend == "reference":
+            thinking = ReferenceModel(first, self.device, self.dtype, loaded)
+            base = copy.copy(thinking)
+            base.checkpoint = plain
+        else:
+            thinking = FastModel(first, self.device, self.dtype, _quiet, None, _stages(backend), loaded)
+            stages, weights = thinking.stages, thinking.model
+            base = FastModel(plain, self.device, self.dtype, _quiet, None, lambda *_: stages, weights)
+        try:
+            yield base, thinking if self.opened.depth_side is not None else None
+        finally:
+            del base, thinking, loaded
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _weights(self) -> Any:
+        if not self.on_device:
+            return None
+        model = random_model(random_config(self.settings.size, self.robot, TASK), self.device, self.dtype)
+        model.config._name_or_path = str(self.opened.directory)
+        return model
+
+    def _half(self) -> Any:
+        """bfloat16 against float32, by torch."""
+        import torch
+
+        from molmoact2_ros.benchmarking.flips import count_flips
+        from molmoact2_ros.policy.fast_model import FastModel
+
+        frames = HALF_FRAMES.get(self.settings.size if not self.settings.checkpoint else "small", 0)
+        if self.opened.depth_side is None or not frames:
+            return None
+        pair = []
+        for dtype in (torch.bfloat16, torch.float32):
+            loaded = self._weights()
+            if loaded is not None:
+                loaded = loaded.to(dtype)
+            pair.append(FastModel(self.opened, self.device, dtype, _quiet, None, loaded=loaded))
+        state = self.robot.model_from_joints(self.robot.rest_position)
+        return count_flips(pair[0], pair[1], state, self.settings.cameras, frames)
 
 
 @dataclass
@@ -144,156 +324,48 @@ class _Lane:
     model: Any
     calls: Sequence[Call]
     answers: list[Any] = field(default_factory=list)
+    copied: Mapping[str, int] = field(default_factory=dict)
 
     def row(self) -> Row:
         """Medians and the fastest call, without the warm-up."""
         kept = list(zip(self.calls, self.answers, strict=True))[WARM_UP:]
-        times = {stage: statistics.median(answer.timings_ms[stage] for _, answer in kept) for stage in STAGES}
-        updated = [0 if answer.depth_updated is None else int(answer.depth_updated.sum()) for _, answer in kept]
-        wrong = [0 if call.codes is None else int((call.codes != answer.depth_bins).sum()) for call, answer in kept]
+        times = {stage: statistics.median(found.timings_ms[stage] for _, found in kept) for stage in STAGES}
+
+        def middle(count: Callable[[Call, Any], int]) -> int:
+            return round(statistics.median(count(call, found) for call, found in kept))
+
         return Row(
             self.backend,
             self.case,
             times,
-            min(answer.timings_ms["total"] for _, answer in kept),
-            round(statistics.median(answer.forwards for _, answer in kept)),
-            round(statistics.median(updated)),
-            round(statistics.median(wrong)),
+            min(found.timings_ms["total"] for _, found in kept),
+            middle(lambda _, found: found.forwards),
+            middle(lambda _, found: 0 if found.depth_updated is None else int(found.depth_updated.sum())),
+            middle(lambda call, found: _differing(call.codes, found.depth_bins)),
+            sum(_differing(call.answer, found.depth_bins) for call, found in kept),
+            self.copied,
         )
 
 
-def _calls(
-    model: Any,
-    opened: Checkpoint,
-    state: NDArray[np.float64],
-    random: np.random.Generator,
-    settings: Settings,
-    share: float,
-) -> list[Call]:
-    """Calls whose pictures all differ by noise, and by `share` of the main picture's cells from the one before."""
-    scenes = [_scene(random) for _ in range(settings.cameras)]
-    side = opened.depth_side
-    changed = scenes[0].copy()
-    if side is not None:
-        for cell in random.choice(side * side, round(share * side * side), replace=False):
-            y, x = (np.array(PICTURE) / side * np.array(divmod(int(cell), side))).astype(int)
-            height, width = (np.array(PICTURE) // side).tolist()
-            changed[y + 2 : y + height - 2, x + 2 : x + width - 2] ^= 0xC3
-    replayed = None
-    if side is not None:
-        model.reset()
-        replayed = _answer(model, state, Call(scenes, scenes[0], None)).depth_bins
-    calls = []
-    for index in range(settings.repeats + WARM_UP):
-        before = _noisy(scenes[0], random)
-        images = [_noisy(changed, random), *(_noisy(scene, random) for scene in scenes[1:])]
-        calls.append(Call(images, before, _draft(model, _state(state, index), before, images, replayed, random)))
-    return calls
+def _differing(before: NDArray[np.int64] | None, after: NDArray[np.int64] | None) -> int:
+    return 0 if before is None or after is None else int((before != after).sum())
 
 
-def _draft(
-    model: Any,
-    state: NDArray[np.float64],
-    before: NDArray[np.uint8],
-    images: list[NDArray[np.uint8]],
-    replayed: NDArray[np.int64] | None,
-    random: np.random.Generator,
-) -> NDArray[np.int64] | None:
-    """Codes of the call before, of which every second changed cell's is wrong; see the module."""
-    if replayed is None:
-        return None
-    answer = _answer(model, state, Call(images, before, replayed))
-    model.reset()
-    codes = np.array(answer.depth_bins)
-    cells = np.flatnonzero(answer.depth_updated)
-    wrong = random.permutation(cells)[: (len(cells) + 1) // 2]
-    codes[wrong] = (codes[wrong] + 1 + random.integers(0, 126, len(wrong))) % 128
-    return codes
+def _stages(backend: str) -> Any:
+    from molmoact2_ros.policy.stages.stage_set import torch_stages
+
+    if backend == "torch":
+        return torch_stages
+    raise ValueError(f"backend {backend!r} cannot be measured")
 
 
-def _answer(model: Any, state: NDArray[np.float64], call: Call) -> Any:
+def _where(device: Any, dtype: Any) -> str:
+    """Device and type in words."""
     import torch
 
-    from molmoact2_ros.policy.fast_model import FastModel
-    from molmoact2_ros.policy.stages.change import see
-
-    cache: dict[str, Any] | None = None
-    side = model.checkpoint.depth_side
-    if call.codes is not None and side is not None:
-        cache = {"image": call.before, "depth_bins": call.codes}
-        if isinstance(model, FastModel):
-            # As after a call: the picture's cells are kept, and the codes are the draft.
-            cache["cells"] = see(call.before, side)
-            model.draft = [int(code) for code in call.codes]
-    generator = torch.Generator().manual_seed(0)
-    return model.predict(call.images, TASK, state, depth_cache=cache, generator=generator)
+    name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"{name}, {str(dtype).removeprefix('torch.')}"
 
 
-def _state(state: NDArray[np.float64], index: int) -> NDArray[np.float64]:
-    """The state of call `index`; they differ, so that no prompt is the last one."""
-    return state + 0.5 * (index % 5)
-
-
-def _scene(random: np.random.Generator) -> NDArray[np.uint8]:
-    coarse = random.integers(30, 220, (12, 16, 3)).astype(np.uint8)
-    picture: NDArray[np.uint8] = np.kron(coarse, np.ones((20, 20, 1), np.uint8))
-    return picture
-
-
-def _noisy(picture: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Noise of a camera: no picture is bit for bit the last one, and no cell changes by it."""
-    return np.clip(picture.astype(np.int16) + random.integers(-2, 3, picture.shape), 0, 255).astype(np.uint8)
-
-
-def _result(settings: Settings, rows: Sequence[Row]) -> dict[str, Any]:
-    times = {(row.backend, row.case): row.best_ms for row in rows}
-    case = f"think, {settings.changed:.0%} changed"
-    ratios: dict[str, float | None] = {"think_over_base": None, "ours_over_reference": None}
-    if ("torch", case) in times:
-        ratios["think_over_base"] = round(times["torch", case] / times["torch", "base"], 3)
-        ratios["ours_over_reference"] = round(times["torch", case] / times["reference", case], 3)
-    else:
-        ratios["ours_over_reference"] = round(times["torch", "base"] / times["reference", "base"], 3)
-    return {**asdict(settings), **ratios, "rows": [asdict(row) for row in rows]}
-
-
-def write_section(
-    page: Path, settings: Settings, rows: Sequence[Row], result: Mapping[str, Any], load_before: float
-) -> None:
-    """Put the measurement into `page`, in the place of an older one of the same model and number of cameras."""
-    name = f"checkpoint {Path(settings.checkpoint).name}" if settings.checkpoint else f"random model, {settings.size}"
-    title = f"## {name}, {settings.cameras} camera{'s' if settings.cameras > 1 else ''}, CPU"
-    head = "| backend | case | " + " | ".join(STAGES) + " | best | forwards | cells anew | wrong in draft |"
-    lines = [title, ""]
-    lines += [f"- Date: {date.today().isoformat()}", *(f"- {key}: {value}" for key, value in machine().items())]
-    lines += [
-        f"- float32, {settings.threads or 'all'} threads, median of {settings.repeats} calls, pictures of "
-        f"{PICTURE[1]} x {PICTURE[0]}, load average before the run {load_before:.1f}",
-        f"- Best calls: think over base (torch) {result['think_over_base']}, torch over reference "
-        f"{result['ours_over_reference']}",
-        "",
-        head,
-        "|---" * (len(STAGES) + 6) + "|",
-    ]
-    for row in rows:
-        times = " | ".join(f"{row.milliseconds[stage]:.1f}" for stage in STAGES)
-        lines.append(
-            f"| {row.backend} | {row.case} | {times} | {row.best_ms:.1f} | {row.forwards} | {row.cells} | {row.wrong} |"
-        )
-    intro = [
-        PAGE_HEAD,
-        "",
-        "Written by `molmoact2 bench policy`. Medians in milliseconds by stage, without overlap; `best` is the fastest",
-        "call, which other work on the machine disturbs least, and what the ratios are made of. `base` runs the same",
-        "weights with the prompt that asks for no depth. Every picture differs from the last by camera noise, so every",
-        "call encodes all of them, except in `identical pictures` (a frame used twice; only the state is new). In the",
-        "changed case the draft has a wrong code in every second changed cell; with random weights it is made so (see",
-        "`benchmarking/policy.py`).",
-    ]
-    sections: dict[str, str] = {}
-    if page.is_file():
-        for part in page.read_text().split("\n## ")[1:]:
-            sections["## " + part.splitlines()[0]] = "## " + part.rstrip()
-    sections[title] = "\n".join(lines)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(intro) + "\n\n" + "\n\n".join(sections.values()) + "\n")
+def _quiet(text: str) -> None:
+    """Notes about speed do not belong between the lines of a table."""

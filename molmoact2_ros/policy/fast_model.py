@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer
@@ -156,6 +157,21 @@ class FastModel:
         bins, cache = self._codes(tokens, now, depth_cache, updated)
         return Answer(actions, bins, updated, cache, self._milliseconds(), clock.forwards)
 
+    def depth_logits(
+        self, images: list[NDArray[np.uint8]], task: str, state: NDArray[np.float64], codes: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """What the model makes of every cell when the cells before it hold `codes` (cells,): float32 (cells, codes)."""
+        words = self._vocabulary()
+        with torch.inference_mode():
+            scaled = np.asarray(self._stats.normalize_state(state, self.checkpoint.norm_tag), dtype=np.float32)
+            template, ids = self._preprocess.prompt(task, scaled, images)
+            features, _ = self._vision.see(images, template.pooling, self._timed_patches)
+            prefix = self._open_prefix(template, False)
+            tokens = torch.tensor([words.start, *(words.first_code + codes[:-1])], device=ids.device)
+            rows = torch.cat((self._embedded(prefix, template, ids, features), self._decoder.embed(tokens)))
+            hidden = self._append(prefix, rows, len(codes))
+            return functional.linear(hidden, words.head[words.first_code : words.first_code + words.num_codes]).float()
+
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def _timed_patches(self, images: Any) -> list[torch.Tensor]:
@@ -214,10 +230,7 @@ class FastModel:
         (1, width) of the last token, none where the flow does not ask for it."""
         clock, store = self.clock, prefix.store
         with clock.stage("prompt"):
-            x = prefix.table.clone()
-            x[template.state] = self._decoder.embed(ids[template.state])
-            x[template.patches] += torch.cat(features).to(x.dtype)
-            x = x[store.length :]
+            x = self._embedded(prefix, template, ids, features)[store.length :]
         if updated is None:
             with clock.stage("first"):
                 hidden = self._append(prefix, x, 0 if self._discrete is None else 1)
@@ -242,6 +255,15 @@ class FastModel:
             ).run(forward, rollback)
         self.corrections, self.sequence = sequence.corrections, sequence.tokens
         return torch.tensor(sequence.tokens, device=ids.device, dtype=ids.dtype), sequence.hidden
+
+    def _embedded(
+        self, prefix: _Prefix, template: Template, ids: torch.Tensor, features: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The prompt's rows (n, width), pictures included."""
+        x = prefix.table.clone()
+        x[template.state] = self._decoder.embed(ids[template.state])
+        x[template.patches] += torch.cat(features).to(x.dtype)
+        return x
 
     def _append(self, prefix: _Prefix, rows: torch.Tensor, outputs: int) -> torch.Tensor:
         """One pass through the language model: `rows` into the store, hidden states of the last `outputs` out."""

@@ -1,0 +1,47 @@
+"""How often half precision says another depth code than float32, and how clear the choice was there.
+
+Both models see the same cells before each cell (those of float32), so that every cell is a choice of its own: a code
+that differs in a free run changes what all later ones are asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, scenes
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Cells asked, those whose code differs; over float32's logits: the median margin of the best code over the second,
+    and the largest margin at which a code differed (0 when none did); frames, and those whose free run differs."""
+
+    cells: int
+    differing: int
+    median_margin: float
+    largest_margin: float
+    frames: int
+    frames_differing: int
+
+
+def count_flips(half: Any, whole: Any, state: NDArray[np.float64], cameras: int, frames: int, seed: int = 1) -> Flips:
+    """Compare `half` with `whole` (the same weights in float32) on so many new scenes."""
+    random = np.random.default_rng(seed)
+    margins, differing, largest, apart = [], 0, 0.0, 0
+    for _ in range(frames):
+        call = Call(scenes(random, cameras), state, np.zeros((1, 1, 3), np.uint8), None)
+        codes = np.array(answer(whole, call).depth_bins)
+        apart += int((np.array(answer(half, call).depth_bins) != codes).any())
+        exact, rough = (model.depth_logits(call.images, TASK, state, codes) for model in (whole, half))
+        best = exact.topk(2, dim=-1).values
+        margin = best[:, 0] - best[:, 1]
+        flipped = exact.argmax(dim=-1).cpu() != rough.argmax(dim=-1).cpu()
+        differing += int(flipped.sum())
+        largest = max([largest, *margin.cpu()[flipped].tolist()])
+        margins += margin.tolist()
+    return Flips(len(margins), differing, float(np.median(margins)), largest, frames, apart)
+
