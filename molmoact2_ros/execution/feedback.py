@@ -47,6 +47,8 @@ class Feedback:
                 f"it is stamped {(stamp_ns - now_ns) * 1e-9:.2f} s in the future; are the machines' clocks "
                 "synchronised?"
             )
+        if now_ns is not None and self.stamp_ns - now_ns > self._max_future_s * 1e9:
+            self.stamp_ns = stamp_ns - 1  # the clock has gone back: what came before it would hide all that comes now
         if stamp_ns <= self.stamp_ns:
             self._overtaken += 1
             if stamp_ns == self.stamp_ns:

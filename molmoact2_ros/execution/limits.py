@@ -195,9 +195,12 @@ class Limiter:
             return None
         goal = Motion.at_rest(np.clip(rest, self.safe.lower, self.safe.upper))
         joints = self.groups[g]
-        if not self.motion.velocity[joints].any() and (goal.position == self.motion.position)[joints].all():
-            return _of(goal, joints)
-        return self._plan(g, goal, None)
+        now = _of(self.motion, joints)
+        if now.still and (now.position == goal.position[joints]).all():
+            return now
+        state = self._plan(g, goal, None)
+        # The last tick of the way ends in exact rest, or a stop would never be over.
+        return _of(goal, joints) if state is not None and self._trajectories[g].duration <= self.period_s else state
 
     # -- the ways to meet the reference -------------------------------------------------------------------------------
 
