@@ -41,7 +41,7 @@ class Plan:
 
 SO101_CASES = (
     Case("corrupt 0.02", "TRACKING", 5.0, "2 of 100 answers lose a bit: ridden out"),
-    Case("delay 0.02", "TRACKING", 5.0, "every answer 20 ms late: ridden out"),
+    Case("delay 0.01", "TRACKING", 5.0, "every answer 10 ms late: ridden out"),
     Case("silent 3", "HOLDING", 1.0, "a servo does not answer"),
     Case("corrupt 1", "HOLDING", 1.0, "every answer loses a bit"),
     Case("delay 0.15", "HOLDING", 1.0, "every answer 150 ms late"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -12,6 +13,10 @@ from molmoact2_ros.cameras.source import Frame, Picture
 
 _SAMPLE = 8
 """Every eighth pixel in both directions tells black and frozen pictures well enough."""
+
+
+_SAME_GREY, _FLAT_GREY = 2.0, 4.0
+"""Pictures that differ by less on average are of one camera; flatter ones cannot be told apart."""
 
 
 class Level(IntEnum):
@@ -108,6 +113,11 @@ class CameraHealth:
         self.frames += 1
         return ""
 
+    @property
+    def sample(self) -> Picture:
+        """Every eighth pixel of the last picture that was admitted; empty before the first."""
+        return self._sample
+
     def report(self, now_ns: int, opening_error: str = "") -> Report:
         """Return the state of the camera at `now_ns`; `opening_error` says why it is not open, if it is not."""
         limits = self._limits
@@ -135,3 +145,21 @@ class CameraHealth:
         else:
             level, message = Level.OK, f"{name}: {rate:.1f} frames a second"
         return Report(level, message, rate, age_s, self.frames, self.refused)
+
+
+def twins(samples: Mapping[str, Picture]) -> list[tuple[str, str]]:
+    """Return the pairs of cameras that show the same picture: one camera opened twice, or a source named twice.
+
+    `samples` holds one small picture a camera, as `CameraHealth.sample` gives it. Flat pictures (a dark room) and such
+    of different sizes are not compared.
+    """
+    pairs = []
+    names = sorted(samples)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            a, b = (samples[name].astype(np.float32) for name in (first, second))
+            if a.size == 0 or a.shape != b.shape or min(float(a.std()), float(b.std())) < _FLAT_GREY:
+                continue
+            if float(np.abs(a - b).mean()) < _SAME_GREY:
+                pairs.append((first, second))
+    return pairs

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from molmoact2_ros.cameras.health import CameraHealth, Limits, Report
-from molmoact2_ros.cameras.source import CameraError, Clock, Frame, FrameSource
+from molmoact2_ros.cameras.source import CameraError, Clock, Frame, FrameSource, Picture
 
 _READ_S = 0.1
 """How long one read waits; bounds the time that `close` takes."""
@@ -86,6 +86,11 @@ class CameraStream:
         """Return the camera's state now. Safe from any thread."""
         with self._lock:
             return self._health.report(self._clock(), self._error)
+
+    def sample(self) -> Picture:
+        """A small version of the last picture. Safe from any thread."""
+        with self._lock:
+            return self._health.sample
 
     def close(self) -> None:
         """End the thread and let go of the camera."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from molmoact2_ros.cameras.source import CameraError, Clock, Frame, Picture
+from molmoact2_ros.cameras.source import CameraError, Clock, Frame, Picture, Settings
 
 
 class NewestFrame:
@@ -89,11 +89,14 @@ class _OpenCvSource:
 class V4l2Source(_OpenCvSource):
     """A camera under `/dev`, best named by its place (`/dev/v4l/by-path/...`), since numbers change between boots.
 
+    Exposure and white balance are fixed where the settings say so: pictures that change by themselves confuse a policy.
+
     Raises:
         CameraError: no such device, no right to open it, or it gives another size than asked for.
     """
 
-    def __init__(self, device: str, width: int, height: int, rate_hz: float, clock: Clock = time.time_ns) -> None:
+    def __init__(self, device: str, settings: Settings, clock: Clock = time.time_ns) -> None:
+        width, height = settings.width, settings.height
         path = Path(device)
         if not path.exists():
             folder = Path("/dev/v4l/by-path")
@@ -109,8 +112,9 @@ class V4l2Source(_OpenCvSource):
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
-        capture.set(cv2.CAP_PROP_FPS, rate_hz)
+        capture.set(cv2.CAP_PROP_FPS, settings.rate_hz)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        fix_picture(capture, device, settings)
         got = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         if got != (width, height):
             capture.release()
@@ -121,6 +125,28 @@ class V4l2Source(_OpenCvSource):
             return picture if ok else None
 
         super().__init__(capture, grab, clock)
+
+
+def fix_picture(capture: Any, device: str, settings: Settings) -> None:
+    """Fix exposure and white balance of an open capture, or leave them to the camera.
+
+    Raises:
+        CameraError: the camera does not take a value.
+    """
+    import cv2
+
+    # V4L2 counts modes: 1 is manual, 3 lets the camera choose the exposure at a fixed aperture.
+    capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, 1 if settings.exposure > 0.0 else 3)
+    capture.set(cv2.CAP_PROP_AUTO_WB, 0 if settings.white_balance > 0.0 else 1)
+    asked = {"exposure": (cv2.CAP_PROP_EXPOSURE, settings.exposure)}
+    asked["white balance"] = (cv2.CAP_PROP_WB_TEMPERATURE, settings.white_balance)
+    for name, (key, value) in asked.items():
+        if value > 0.0 and not (capture.set(key, value) and abs(capture.get(key) - value) <= 0.1 * value):
+            capture.release()
+            raise CameraError(
+                f"{device} does not take {name} {value:g} (it has {capture.get(key):g}); its range: "
+                f"v4l2-ctl -d {device} --list-ctrls"
+            )
 
 
 class FileSource(_OpenCvSource):

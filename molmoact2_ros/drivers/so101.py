@@ -4,7 +4,7 @@ Degrees exist in this file only: lerobot's follower reports degrees about mid-ra
 the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and only checked here.
 
 A reading is proven fresh by the exchange itself: the input buffer is empty when the request goes out, and every servo
-answers with a valid checksum before the SDK's time limit of about 52 ms. After a failed exchange the line must fall
+answers with a valid checksum within 25 ms. After a failed exchange the line must fall
 silent, and the next answer is not trusted before a second one: requests are then further apart than two answers that
 are both late could be taken for the answers to the two requests.
 """
@@ -27,6 +27,8 @@ from molmoact2_ros.embodiments import ModelFrame, embodiment
 
 _EXCHANGE_S = 0.25
 """No exchange lasts longer: a line that never falls silent would keep lerobot's SDK reading for ever."""
+_ANSWER_MS = 25.0
+"""All answers to a request must have come by then. lerobot allows 50 ms; USB adapters hold bytes for 16 ms at most."""
 _BLOCK_S = 0.002
 """The SDK polls the port without a pause; reads that wait this long for bytes leave the processor to others."""
 _BY_ID = Path("/dev/serial/by-id")
@@ -53,7 +55,7 @@ class So101Config:
     temperature_limit: float = 65.0
     voltage_range: tuple[float, float] = (6.0, 13.0)
     quiet_s: float = 0.005
-    late_s: float = 0.06
+    late_s: float = 0.035
 
 
 @dataclass
@@ -305,7 +307,11 @@ def _guard(port: Any, line: LineCounters) -> None:
             raise TimeoutError(f"the line did not fall silent within {_EXCHANGE_S} s; is a servo broken?")
         return port.ser.read(length)
 
-    port.clearPort, port.readPort = clear_port, read_port
+    def set_timeout(length: int) -> None:
+        port.packet_start_time = port.getCurrentTime()
+        port.packet_timeout = port.tx_time_per_byte * length + _ANSWER_MS
+
+    port.clearPort, port.readPort, port.setPacketTimeout = clear_port, read_port, set_timeout
 
 
 def _abandon(follower: Any) -> None:

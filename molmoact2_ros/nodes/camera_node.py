@@ -17,11 +17,13 @@ import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 
-from molmoact2_ros.cameras.health import Level, Limits
-from molmoact2_ros.cameras.source import Frame, open_source
+from molmoact2_ros.cameras.health import Level, Limits, twins
+from molmoact2_ros.cameras.source import Frame, FrameSource, Intrinsics, Settings, open_source
 from molmoact2_ros.cameras.stream import CameraStream
 from molmoact2_ros.nodes.node_base import SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.topic_source import TopicSource
 from molmoact2_ros.simulation.calibration import camera_calibration
 
 
@@ -71,6 +73,26 @@ def file_info(path: str, width: int, height: int) -> CameraInfo:
     return info
 
 
+def fill_info(info: CameraInfo, found: Intrinsics) -> None:
+    """Put into `info` what the camera itself says of its optics."""
+    info.width, info.height, info.distortion_model = found.width, found.height, found.model
+    info.k, info.d = list(found.k), list(found.d)
+    info.r = [float(value) for value in np.eye(3).ravel()]
+    info.p = [float(value) for value in np.hstack([np.reshape(found.k, (3, 3)), np.zeros((3, 1))]).ravel()]
+
+
+def depth_message(frame: Frame, header: Header) -> Image:
+    """Return the depth of `frame` as a 32FC1 image in m; what is unknown is NaN, as REP-118 has it."""
+    assert frame.depth is not None
+    height, width = frame.depth.shape
+    message = Image(header=header, height=height, width=width, encoding="32FC1", step=4 * width)
+    known = np.where(frame.depth > 0.0, frame.depth, np.float32(np.nan)).astype("<f4")
+    pixels = array.array("B")
+    pixels.frombytes(np.ascontiguousarray(known).data)
+    message.data = pixels
+    return message
+
+
 class CameraNode(MolmoNode):
     """Invariant: while active, one stream a camera runs; each publishes only frames that its health check admitted."""
 
@@ -79,7 +101,7 @@ class CameraNode(MolmoNode):
         Parameter(
             "sources",
             ["sim:molmoact2_front", "sim:molmoact2_wrist"],
-            "Where each camera's pictures come from: sim:<link>, v4l2:/dev/v4l/by-path/..., file:<video>.",
+            "Where pictures come from: sim:<link>, v4l2:<device>, realsense:<serial>, topic:<topic>, file:<video>.",
         ),
         Parameter("calibrations", [""], "Calibration file of each real camera; empty: not calibrated."),
         Parameter("width", 640, "Picture width of cameras that are not simulated, pixels.", 16, 4096),
@@ -89,6 +111,9 @@ class CameraNode(MolmoNode):
         Parameter("silence_s", 0.5, "Silence after which a camera is reported, s.", 0.05, 10.0),
         Parameter("frozen_s", 1.0, "Same pixels for this long are reported; not for simulated cameras, s.", 0.1, 60.0),
         Parameter("reopen_s", 1.0, "Silence after which a camera is opened anew, time between tries, s.", 0.1, 60.0),
+        Parameter("depth", False, "Also publish the depth of RealSense cameras, aligned to the picture, 32FC1 in m."),
+        Parameter("exposure", 0.0, "Fixed exposure (V4L2: 100 us, RealSense: us); 0: the camera's.", 0.0, 1e6),
+        Parameter("white_balance", 0.0, "Fixed white balance, K; 0: the camera's choice.", 0.0, 10000.0),
         Parameter("jpeg_quality", 0, "Quality of image_raw/compressed; 0 publishes none.", 0, 100),
     )
 
@@ -98,6 +123,9 @@ class CameraNode(MolmoNode):
         self._plans: dict[str, tuple[str, Limits, CameraInfo]] = {}
         self._outputs: dict[str, tuple[Publisher, Publisher, Publisher | None]] = {}
         self._levels: dict[str, Level] = {}
+        self._depths: dict[str, Publisher] = {}
+        self._topics: dict[str, TopicSource] = {}
+        self._twins = ""
 
     def setup(self) -> None:
         names, sources, calibrations = (list(self.param(key)) for key in ("names", "sources", "calibrations"))
@@ -124,6 +152,11 @@ class CameraNode(MolmoNode):
             )
             self._plans[name] = (source, limits, info)
             topic = f"cameras/{name}"
+            kind, _, address = source.partition(":")
+            if kind == "topic" and name not in self._topics:  # a subscription stays as long as the node
+                self._topics[name] = TopicSource(self, address)
+            if kind == "realsense" and self.param("depth"):
+                self._depths[name] = self.create_publisher(Image, f"{topic}/depth/image_raw", SENSOR)
             self._outputs[name] = (
                 self.create_publisher(Image, f"{topic}/image_raw", SENSOR),
                 self.create_publisher(CameraInfo, f"{topic}/camera_info", SENSOR),
@@ -134,9 +167,22 @@ class CameraNode(MolmoNode):
 
     def start(self) -> None:
         for name, (source, limits, _) in self._plans.items():
-            opener = partial(open_source, source, limits.width, limits.height, limits.rate_hz, self.now_ns)
+            opener = partial(self._open, name, source, self._settings(name, limits))
             publish = partial(self._publish, name)
             self._streams.append(CameraStream(name, opener, limits, publish, self.now_ns, self.param("reopen_s")))
+
+    def _settings(self, name: str, limits: Limits) -> Settings:
+        return Settings(
+            limits.width,
+            limits.height,
+            limits.rate_hz,
+            depth=name in self._depths,
+            exposure=self.param("exposure"),
+            white_balance=self.param("white_balance"),
+        )
+
+    def _open(self, name: str, source: str, settings: Settings) -> FrameSource:
+        return self._topics[name] if name in self._topics else open_source(source, settings, self.now_ns)
 
     def stop(self) -> None:
         for stream in self._streams:
@@ -149,6 +195,9 @@ class CameraNode(MolmoNode):
             for publisher in outputs:
                 if publisher is not None:
                     self.destroy_publisher(publisher)
+        for publisher in self._depths.values():
+            self.destroy_publisher(publisher)
+        self._depths.clear()
         self._outputs.clear()
         self._plans.clear()
 
@@ -156,10 +205,14 @@ class CameraNode(MolmoNode):
         """Send one frame. Runs in the camera's thread."""
         image, info, compressed = self._outputs[name]
         calibration = self._plans[name][2]
+        if not any(calibration.k) and frame.intrinsics is not None:
+            fill_info(calibration, frame.intrinsics)
         message = image_message(frame, calibration.header.frame_id)
         calibration.header.stamp = message.header.stamp
         image.publish(message)
         info.publish(calibration)
+        if frame.depth is not None and name in self._depths:
+            self._depths[name].publish(depth_message(frame, message.header))
         if compressed is not None:
             import cv2
 
@@ -189,6 +242,14 @@ class CameraNode(MolmoNode):
             self._levels[name] = report.level
         level = max(report.level for report in reports.values())
         faults = [report.message for report in reports.values() if report.level is level]
+        same = [f"{a!r} and {b!r}" for a, b in twins({stream.name: stream.sample() for stream in self._streams})]
+        if same:
+            level = Level.ERROR
+            faults.append(f"cameras {', '.join(same)} show the same picture; is one source named twice?")
+        if (told := "; ".join(same)) != self._twins:  # on the edge only
+            self._twins = told
+            if told:
+                self.get_logger().error(faults[-1])
         return bytes([level]), "; ".join(faults), values
 
 

@@ -175,7 +175,7 @@ def test_the_guarded_port_never_returns_an_old_position(connected: Rig):
 
 @pytest.mark.parametrize(
     "faults",
-    [Faults(silent=frozenset({3})), Faults(corrupt=1.0), Faults(delay_s=0.09), Faults(delay_s=0.2)],
+    [Faults(silent=frozenset({3})), Faults(corrupt=1.0), Faults(delay_s=0.05), Faults(delay_s=0.2)],
     ids=("a silent servo", "only corrupt answers", "answers after the time limit", "answers after the next request"),
 )
 def test_no_reading_is_taken_for_fresh_that_is_not(connected: Rig, faults: Faults):
@@ -191,7 +191,7 @@ def test_no_reading_is_taken_for_fresh_that_is_not(connected: Rig, faults: Fault
 
 
 def test_late_answers_within_the_time_limit_are_readings(connected: Rig):
-    connected.bus.faults = Faults(delay_s=0.02)
+    connected.bus.faults = Faults(delay_s=0.01)
     assert all(isinstance(found, np.ndarray) for found in connected.tried(5))
 
 

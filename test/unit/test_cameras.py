@@ -8,13 +8,14 @@ import uuid
 import numpy as np
 import pytest
 
-from molmoact2_ros.cameras.health import CameraHealth, Level, Limits
-from molmoact2_ros.cameras.source import CameraError, Frame, open_source
+from molmoact2_ros.cameras.health import CameraHealth, Level, Limits, twins
+from molmoact2_ros.cameras.source import CameraError, Frame, Settings, open_source
 from molmoact2_ros.cameras.stream import CameraStream
-from molmoact2_ros.cameras.video import FileSource, NewestFrame
+from molmoact2_ros.cameras.video import FileSource, NewestFrame, fix_picture
 from molmoact2_ros.simulation.frame_link import FrameWriter
 
 SECOND = 1_000_000_000
+SETTINGS = Settings(32, 24, 30.0)
 LIMITS = Limits(rate_hz=10.0, width=32, height=24)
 RANDOM = np.random.default_rng(7)
 
@@ -92,6 +93,49 @@ def test_black_and_frozen_pictures_are_published_but_reported():
     assert "not changed for 1.9 s" in report.message
 
 
+def test_one_camera_under_two_names_is_noticed_and_alike_dark_rooms_are_not():
+    scene = RANDOM.integers(0, 255, (24, 32, 3), np.uint8)
+    noisy = np.clip(scene.astype(int) + RANDOM.integers(-2, 3, scene.shape), 0, 255).astype(np.uint8)
+    other = RANDOM.integers(0, 255, (24, 32, 3), np.uint8)
+    assert twins({"front": scene, "wrist": noisy, "top": other}) == [("front", "wrist")]
+    assert twins({"front": picture(3), "wrist": picture(3)}) == []
+    assert twins({"front": scene, "wrist": scene[:12], "top": np.zeros(0, np.uint8)}) == []
+
+
+class Capture:
+    """What OpenCV makes of a V4L2 device: some controls it takes, others it does not."""
+
+    def __init__(self, takes: bool) -> None:
+        self.takes, self.values, self.released = takes, {}, False
+
+    def set(self, key, value) -> bool:
+        if self.takes:
+            self.values[key] = value
+        return self.takes
+
+    def get(self, key) -> float:
+        return self.values.get(key, 0.0)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_exposure_and_white_balance_are_fixed_where_asked_for_and_else_the_cameras():
+    import cv2
+
+    capture = Capture(takes=True)
+    fix_picture(capture, "/dev/video0", Settings(32, 24, 30.0, exposure=157.0, white_balance=4600.0))
+    assert capture.values[cv2.CAP_PROP_AUTO_EXPOSURE] == 1 and capture.values[cv2.CAP_PROP_EXPOSURE] == 157.0
+    assert capture.values[cv2.CAP_PROP_AUTO_WB] == 0 and capture.values[cv2.CAP_PROP_WB_TEMPERATURE] == 4600.0
+    capture = Capture(takes=True)
+    fix_picture(capture, "/dev/video0", SETTINGS)
+    assert capture.values == {cv2.CAP_PROP_AUTO_EXPOSURE: 3, cv2.CAP_PROP_AUTO_WB: 1}
+    capture = Capture(takes=False)
+    with pytest.raises(CameraError, match="does not take exposure 157"):
+        fix_picture(capture, "/dev/video0", Settings(32, 24, 30.0, exposure=157.0))
+    assert capture.released
+
+
 def test_a_slow_camera_is_a_warning():
     health = CameraHealth("front", LIMITS)
     report = health.report(fed(health, 15, step_ns=SECOND // 5))
@@ -145,18 +189,20 @@ def test_a_video_file_plays_in_rgb_and_starts_over(tmp_path):
         ("file:/no/such.mp4", "no video file"),
         ("v4l2:/dev/no-such-video", "is the cable in"),
         ("sim:molmoact2_no_such_link", "is the sim node up"),
+        ("realsense:123456", r"no RealSense with serial '123456'; is the cable in\? plugged in: none"),
+        ("realsense:/no/such.db3", "no recording"),
     ],
 )
 def test_a_camera_that_cannot_be_opened_says_what_to_do(text, hint):
     with pytest.raises(CameraError, match=hint):
-        open_source(text, 32, 24, 30.0)
+        open_source(text, SETTINGS)
 
 
 def test_a_stream_waits_for_its_camera_and_reopens_it_when_it_goes_silent():
     link = f"test_{uuid.uuid4().hex[:12]}"
     got: list[Frame] = []
     limits = Limits(rate_hz=30.0, width=32, height=24, age_s=5.0)
-    stream = CameraStream("front", lambda: open_source(f"sim:{link}", 32, 24, 30.0), limits, got.append, retry_s=0.2)
+    stream = CameraStream("front", lambda: open_source(f"sim:{link}", SETTINGS), limits, got.append, retry_s=0.2)
     try:
         assert eventually(lambda: "is the sim node up" in stream.report().message)
         writer = FrameWriter(link, 24, 32)

@@ -1,0 +1,181 @@
+"""RealSense cameras by serial number, and recordings of them: colour, depth aligned to it, hardware stamps."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from molmoact2_ros.cameras.clock_map import ClockMap
+from molmoact2_ros.cameras.source import CameraError, Clock, Frame, Intrinsics, Settings
+
+INSTALL = "pip install '.[realsense]' in the checkout"
+RECORDINGS = (".db3", ".bag")
+_DISTORTION = {
+    "none": "plumb_bob",
+    "brown_conrady": "plumb_bob",
+    "modified_brown_conrady": "plumb_bob",
+    "inverse_brown_conrady": "plumb_bob",
+    "kannala_brandt4": "equidistant",
+}
+"""Names of ROS for the models of librealsense; D400 colour streams report inverse Brown-Conrady with all zeros."""
+
+
+class RealSenseSource:
+    """One camera, or a recording of one, through an rs pipeline of its own.
+
+    Only the newest pair of pictures is kept. Exposure and white balance are fixed where the settings say so.
+
+    Args:
+        address: serial number, or path of a recording, which is played once at its own pace.
+        settings: size, rate, depth, exposure and white balance asked for.
+        clock: ROS time in ns.
+
+    Raises:
+        CameraError: the package is missing, or there is no such camera or recording, or it cannot do what is asked.
+    """
+
+    def __init__(self, address: str, settings: Settings, clock: Clock = time.time_ns) -> None:
+        self._rs = rs = _package()
+        self._clock, self._map = clock, ClockMap()
+        self._last_number = -1
+        self._depth = settings.depth
+        config = rs.config()
+        recorded = address.endswith(RECORDINGS)
+        if recorded:
+            if not Path(address).is_file():
+                raise CameraError(f"no recording {address}")
+            config.enable_device_from_file(address, False)
+            config.enable_stream(rs.stream.color)
+        else:
+            _check_plugged(rs, address)
+            config.enable_device(address)
+            size = settings.width, settings.height
+            config.enable_stream(rs.stream.color, *size, rs.format.rgb8, round(settings.rate_hz))
+        if self._depth:
+            if recorded:
+                config.enable_stream(rs.stream.depth)
+            else:
+                config.enable_stream(rs.stream.depth, *size, rs.format.z16, round(settings.rate_hz))
+        self._queue = rs.frame_queue(1)  # a full queue drops the oldest
+        self._pipeline: Any = rs.pipeline()
+        try:
+            profile = self._pipeline.start(config, self._queue)
+        except RuntimeError as error:
+            self._pipeline = None
+            raise CameraError(
+                f"RealSense {address} cannot give {settings.width}x{settings.height} at {settings.rate_hz:g} Hz: "
+                f"{error}; rs-enumerate-devices lists what it can; is it in a USB 3 socket?"
+            ) from error
+        if not recorded:
+            _fix_exposure(rs, profile.get_device(), settings)
+        self._align = rs.align(rs.stream.color)
+        self._unit_m = 0.001
+        for sensor in profile.get_device().query_sensors():
+            if sensor.supports(rs.option.depth_units):
+                self._unit_m = float(sensor.get_option(rs.option.depth_units))
+        self._intrinsics = _intrinsics(profile.get_stream(rs.stream.color).as_video_stream_profile().get_intrinsics())
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """Return the newest picture, with its depth in m where it was asked for; None when none came in time."""
+        deadline = time.monotonic() + timeout_s
+        while self._pipeline is not None:
+            wait_ms = max(1, round((deadline - time.monotonic()) * 1e3))
+            got, frame = self._queue.try_wait_for_frame(wait_ms)
+            if got:
+                found = self._frame(frame)
+                if found is not None:
+                    return found
+            if time.monotonic() >= deadline:
+                break
+        return None
+
+    def close(self) -> None:
+        """Stop the pipeline; safe to call twice."""
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.stop()
+
+    def _frame(self, frame: Any) -> Frame | None:
+        arrival = self._clock()
+        frames = frame.as_frameset()
+        if not frames:
+            return None
+        if self._depth:
+            if not frames.get_depth_frame():
+                return None
+            frames = self._align.process(frames).as_frameset()
+        colour = frames.get_color_frame()
+        if not colour or colour.get_frame_number() == self._last_number:
+            return None  # the depth picture was new, not this one
+        self._last_number = colour.get_frame_number()
+        depth = None
+        if self._depth:
+            raw = np.asanyarray(frames.get_depth_frame().get_data())
+            depth = raw.astype(np.float32) * np.float32(self._unit_m)
+        rgb = np.array(np.asanyarray(colour.get_data()), dtype=np.uint8)
+        return Frame(rgb, self._stamp(colour, arrival), depth, self._intrinsics)
+
+    def _stamp(self, colour: Any, arrival_ns: int) -> int:
+        """ROS time of the capture: `system_time` and `global_time` are this machine's clock already."""
+        device_ns = round(colour.get_timestamp() * 1e6)
+        domain = self._rs.timestamp_domain
+        if colour.get_frame_timestamp_domain() in (domain.system_time, domain.global_time):
+            return device_ns
+        return self._map.stamp_ns(device_ns, arrival_ns)
+
+
+def _package() -> ModuleType:
+    # librealsense needs libusb; the package index has it where the system has not. Loaded first, it is the one found.
+    spec = find_spec("libusb_package")
+    if spec is not None and spec.origin is not None:
+        library = Path(spec.origin).parent / "libusb-1.0.so"
+        if library.is_file():
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    try:
+        import pyrealsense2
+    except ImportError as error:
+        if "libusb" in str(error):
+            raise CameraError("RealSense needs libusb: sudo apt install libusb-1.0-0") from None
+        raise CameraError(f"pyrealsense2 is not installed: {INSTALL}") from None
+    return pyrealsense2
+
+
+def _check_plugged(rs: ModuleType, serial: str) -> None:
+    known = [device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()]
+    if serial not in known:
+        raise CameraError(
+            f"no RealSense with serial {serial!r}; is the cable in? plugged in: {', '.join(known) or 'none'}"
+        )
+
+
+def _fix_exposure(rs: ModuleType, device: Any, settings: Settings) -> None:
+    """Switch the automatics off where a value is given: pictures that change by themselves confuse a policy."""
+    fixed = (
+        (settings.exposure, rs.option.enable_auto_exposure, rs.option.exposure),
+        (settings.white_balance, rs.option.enable_auto_white_balance, rs.option.white_balance),
+    )
+    for sensor in device.query_sensors():
+        if not sensor.is_color_sensor():
+            continue
+        for value, automatic, option in fixed:
+            if value > 0.0 and sensor.supports(option):
+                sensor.set_option(automatic, 0)
+                sensor.set_option(option, value)
+
+
+def _intrinsics(found: Any) -> Intrinsics:
+    model = str(found.model).rpartition(".")[2]
+    coefficients = tuple(float(value) for value in found.coeffs)
+    return Intrinsics(
+        width=int(found.width),
+        height=int(found.height),
+        k=(float(found.fx), 0.0, float(found.ppx), 0.0, float(found.fy), float(found.ppy), 0.0, 0.0, 1.0),
+        model=_DISTORTION.get(model, "plumb_bob"),
+        d=coefficients[:4] if model == "kannala_brandt4" else coefficients,
+    )
