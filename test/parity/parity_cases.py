@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from small_checkpoints import ROBOT, make_checkpoint, so101_metadata
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
@@ -46,6 +48,59 @@ def checkpoint(directory: Path, cameras: int, metadata: dict[str, Any] | None = 
     names = ("front", "wrist")[: min(cameras, 2)]
     opened = open_checkpoint(directory, ROBOT, TAG, names)
     return replace(opened, cameras=("front", "wrist", "side")[:cameras])
+
+
+def counting(opened: Checkpoint) -> Checkpoint:
+    """`opened`, changed on disk so that its plain sequences are `<depth_start>`, one code a cell, `<depth_end>`.
+
+    Random weights cannot count. So one head of the first layer looks at every token alike and writes the share of depth
+    codes among them into a channel of its own; `<depth_end>` wins where that passes what it is behind the last cell.
+    Which codes are chosen stays random.
+    """
+    reference = Reference(opened)
+    model, config = reference.model, reference.model.config
+    text, head = model.model.transformer, model.lm_head.weight
+    attention, cells = text.blocks[0].self_attn, int(config.num_depth_codes)
+    codes = slice(config.depth_token_start_id, config.depth_token_start_id + config.num_depth_tokens)
+    told, counted = 1, 2
+    query, _, value = attention.fused_dims[0], attention.fused_dims[1], sum(attention.fused_dims[:2])
+    with torch.no_grad():
+        for table in (text.wte.embedding, text.wte.new_embedding):
+            table[:, 1:4] = 0.0
+        rows = [block.self_attn.attn_out.weight for block in text.blocks]
+        rows += [block.mlp.ff_out.weight for block in text.blocks]
+        for weight in (model.model.vision_backbone.image_projector.w2.weight, *rows):
+            weight[1:4] = 0.0
+        # Of one length, so that the norm before the layer leaves every code the same.
+        table = text.wte.embedding
+        table[codes] *= 4.0 / table[codes].norm(dim=-1, keepdim=True)
+        table[codes, 0], table[codes, told] = 1.0, 1.0
+        table[config.action_output_token_id, 3] = 1.0
+        assert query == attention.num_heads * attention.head_dim
+        attention.att_proj.weight[: attention.head_dim] = 0.0
+        attention.att_proj.weight[value] = 0.0
+        attention.att_proj.weight[value, told] = 10.0
+        attention.attn_out.weight[:, 0] = 0.0
+        attention.attn_out.weight[counted, 0] = 1.0
+        head[:, 1:4] = 0.0
+    seen: list[torch.Tensor] = []
+    handle = text.ln_f.register_forward_hook(lambda _, __, out: seen.append(out[0, -1].clone()))
+    (frame,) = frames(0, len(opened.cameras), "n")
+    reference.predict(frame, None, seed=0)
+    handle.remove()
+    # The prompt's last row, the one of <depth_start>, then one a cell.
+    shares = [float(hidden[counted] / hidden[0]) for hidden in seen[2 : 2 + cells]]
+    assert all(a < b for a, b in itertools.pairwise(shares)), shares
+    threshold = (shares[-2] + shares[-1]) / 2 if cells > 1 else shares[-1] / 2
+    with torch.no_grad():
+        head[codes, 0] += 1e2
+        head[config.depth_start_token_id, 3] = 1e4
+        end = head[config.depth_end_token_id]
+        end.zero_()
+        end[counted], end[0] = 1e6, -1e6 * threshold
+    path = opened.directory / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(path))
+    return opened
 
 
 def action_checkpoint(directory: Path, cameras: int, tokens: int, horizon: int, **sizes: Any) -> Checkpoint:

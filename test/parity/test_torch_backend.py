@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parity_cases import CPU, TASK, Frame, Reference, checkpoint, frames, scaled
+from parity_cases import CPU, TASK, Frame, Reference, checkpoint, counting, frames, scaled
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.fast_model import FastModel, FastOptions
@@ -80,6 +80,22 @@ def test_answers_equal_the_references(tmp_path: Path, cameras: int, sizes: dict[
     hold(opened, list(frames(1, cameras, SEQUENCE)), row_cost=0.0)
 
 
+@pytest.mark.parametrize(
+    ("cameras", "sizes"),
+    [
+        (1, {"num_depth_codes": 16, "depth_gate": True, "depth_gate_per_layer": True}),
+        (2, {"num_depth_codes": 25}),
+        (3, {"num_depth_codes": 9, "qk_norm_type": "olmo", "text_heads": 4, "text_kv_heads": 2, "depth_gate": True}),
+        (2, {"num_depth_codes": 9, "qk_norm_type": None}),
+    ],
+)
+def test_plain_decoding_equals_the_references(tmp_path: Path, cameras: int, sizes: dict[str, Any]) -> None:
+    """Depth mode full: every cell of every frame decoded, over the whole vocabulary."""
+    opened = counting(checkpoint(tmp_path, cameras, seed=cameras, **sizes))
+    hold(opened, list(frames(2, cameras, "n=cpd")), depth_mode="full", row_cost=0.0)
+    hold(opened, list(frames(2, cameras, "n=cpd")), depth_mode="adaptive")
+
+
 def test_windows_of_a_cpu_give_the_same(tmp_path: Path) -> None:
     opened = checkpoint(tmp_path, 2, seed=5, num_depth_codes=25)
     hold(opened, list(frames(3, 2, SEQUENCE)))
@@ -116,11 +132,18 @@ SLOW = [
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("depth_mode", ["adaptive", "full"])
 @pytest.mark.parametrize(("cameras", "sizes"), SLOW)
-def test_many_models_answer_like_the_reference(tmp_path: Path, cameras: int, sizes: dict[str, Any]) -> None:
+def test_many_models_answer_like_the_reference(
+    tmp_path: Path, cameras: int, sizes: dict[str, Any], depth_mode: str
+) -> None:
     opened = checkpoint(tmp_path, cameras, **sizes)
+    if depth_mode == "full":
+        opened = counting(opened)
     row_cost = 0.05 if sizes["seed"] % 2 else 0.0
-    hold(opened, list(frames(sizes["seed"], cameras, "n=cpdwpcn", (120, 160))), row_cost=row_cost)
+    hold(
+        opened, list(frames(sizes["seed"], cameras, "n=cpdwpcn", (120, 160))), row_cost=row_cost, depth_mode=depth_mode
+    )
 
 
 def random_head(model: Any, seed: int, gain: float) -> None:
