@@ -113,12 +113,14 @@ def document(
     world: str,
     contact: Iterable[tuple[str, str]] = (),
     actuators: str = "",
+    quality: str = "",
 ) -> str:
     """MJCF of a cell: the room, its light and its table, and what the caller puts in.
 
     Args:
         materials: of the robot, beside those of the room. joints: attributes of every joint that says nothing else.
         light, table: where they are. world: bodies. contact: pairs of bodies that do not collide.
+        quality: further attributes of the renderer.
     """
     excluded = "\n    ".join(f'<exclude body1="{one}" body2="{other}"/>' for one, other in contact)
     return f"""
@@ -126,7 +128,7 @@ def document(
   <compiler angle="radian" autolimits="true"/>
   <option timestep="0.002" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual>
-    <quality offsamples="0" shadowsize="0"/>
+    <quality offsamples="0" shadowsize="0"{quality}/>
     <headlight ambient="0.35 0.35 0.35" diffuse="0.25 0.25 0.25" specular="0 0 0"/>
     <map znear="0.02" zfar="20"/>
     <global offwidth="640" offheight="480"/>
