@@ -255,9 +255,8 @@ class Limiter:
         return state if safe.all() else None
 
     def _bound_velocity(self, out: ruckig.InputParameter, joints: NDArray[np.int_], wanted: Motion) -> None:
-        """Tell Ruckig what is permitted at both ends of the way; between them more may be, never less."""
-        low = self.safe.velocity_bounds(np.minimum(self.motion.position, wanted.position))[0]
-        high = self.safe.velocity_bounds(np.maximum(self.motion.position, wanted.position))[1]
+        """Tell Ruckig what is permitted where a stop from now on would end: so a joint slows down ahead of its end."""
+        low, high = self.safe.bounds_ahead(self.motion)
         creep = CREEP * self.safe.limits.velocity
         out.max_velocity = np.maximum(np.maximum(high, creep), wanted.velocity)[joints].tolist()
         out.min_velocity = np.minimum(np.minimum(low, -creep), wanted.velocity)[joints].tolist()

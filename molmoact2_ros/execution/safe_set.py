@@ -158,6 +158,10 @@ class SafeSet:
             & (mean_velocity <= high + TOLERANCE)
         )
 
+    def bounds_ahead(self, motion: Motion) -> tuple[Array, Array]:
+        """Lowest and highest velocity (dof,) permitted everywhere up to the end of a stop from `motion`."""
+        return self._bounds_between(*Stop.of(motion, self.limits.acceleration, self.limits.jerk).extent())
+
     # -- velocity limits that depend on the position --------------------------------------------------------------
 
     def _ends(self) -> tuple[Array, Array]:
