@@ -54,14 +54,7 @@ class Preprocess:
         self._depth, self._device, self._log = depth, device, log
         self._templates: OrderedDict[tuple[Any, ...], Template] = OrderedDict()
         self._exact: dict[tuple[int, ...], bool] = {}
-        image = processor.image_processor
-        half = (0.5, 0.5, 0.5)
-        self._resizes = (
-            image.crop_mode == "resize"
-            and int(image.resample) == 2
-            and tuple(image.image_mean) == half
-            and tuple(image.image_std) == half
-        )
+        self._resizes = resizes(processor)
         if not self._resizes:
             log("pictures are cut into crops by this checkpoint: the reference's processor prepares them (slower)")
         self._said = False
@@ -173,6 +166,17 @@ class Preprocess:
         rows, columns = size[0] // patch, size[1] // patch
         cut = pictures.permute(0, 2, 3, 1).reshape(-1, rows, patch, columns, patch, 3)
         return cut.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, patch * patch * 3)
+
+
+def resizes(processor: Any) -> bool:
+    """Whether pictures are resized as a whole and scaled as `VisionStage` does it, not cut into crops."""
+    image, half = processor.image_processor, (0.5, 0.5, 0.5)
+    return bool(
+        image.crop_mode == "resize"
+        and int(image.resample) == 2
+        and tuple(image.image_mean) == half
+        and tuple(image.image_std) == half
+    )
 
 
 def _pooling_by_camera(made: Any) -> list[torch.Tensor]:

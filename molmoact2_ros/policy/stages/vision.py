@@ -31,6 +31,8 @@ class VisionStage(nn.Module):
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
+        # Of a tensor that no backend replaces.
+        self.dtype = backbone.image_vit.positional_embedding.dtype
         self._seen: list[Seen | None] = []
 
     def forward(self, pixels: Sequence[torch.Tensor], pooling: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -60,12 +62,12 @@ class VisionStage(nn.Module):
         else:
             # The processor's floats, brought to the grid of whole pixel values.
             pixels = torch.round((pixels.float() + 1.0) * 0.5 * 255.0).clamp(0.0, 255.0) / 255.0
-        features = backbone.encode_image((pixels * 2.0 - 1.0).to(backbone.dtype)[None]).flatten(0, 2)
+        features = backbone.encode_image((pixels * 2.0 - 1.0).to(self.dtype)[None]).flatten(0, 2)
         valid = table >= 0
-        pooled = features[table.clamp(min=0)] * valid[..., None].to(features.dtype)
+        pooled = features[torch.where(valid, table, 0)] * valid[..., None].to(features.dtype)
         attention, mask = backbone.image_pooling_2d, None
         if backbone.adapter_config.pooling_attention_mask:
-            query = pooled.sum(-2, keepdim=True) / valid.sum(-1).clamp(min=1)[:, None, None].to(features.dtype)
+            query = pooled.sum(-2, keepdim=True) / valid.to(features.dtype).sum(-1).clamp(min=1)[:, None, None]
             kind = torch.float32 if attention.float32_attention else features.dtype
             mask = torch.where(valid, 0.0, MASKED).to(kind)[:, None, None]
         else:

@@ -1,0 +1,144 @@
+"""Which backend, and its stages: what a name such as "onnxruntime" or "auto" means on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from molmoact2_ros.policy.backends.brackets import Brackets
+from molmoact2_ros.policy.backends.build import exported, free_graphs, picture_sample
+from molmoact2_ros.policy.backends.cache import EngineCache, default_root
+from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.reference import load_processor, prompt_text
+from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
+
+TASK = "put the red cube on the green plate beside the cup"
+"""Stands for the length of a task."""
+
+STAGED = ("torch", "onnxruntime", "tensorrt")
+"""Backends that are stages under `FastModel`."""
+
+
+class BackendMissingError(ValueError):
+    """A backend was asked for that is not installed here, or that this machine cannot run."""
+
+
+def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> str:
+    """The backend behind "auto", with the reason in the log: onnxruntime on a CPU where it is compiled, else torch."""
+    if device.type != "cpu":
+        log(f"backend torch: the device is {device}")
+        return "torch"
+    if dtype != torch.float32:
+        log(f"backend torch: onnxruntime computes in float32 on a CPU, {dtype} was asked for")
+        return "torch"
+    if importlib.util.find_spec("onnxruntime") is None:
+        log("backend torch: onnxruntime is not installed (pip install onnxruntime onnx onnxscript)")
+        return "torch"
+    if not compiled(checkpoint, EngineCache(default_root(), log)):
+        log(
+            "backend torch: this checkpoint is not compiled for onnxruntime, which is faster on a CPU; run "
+            f"molmoact2 compile --backend onnxruntime --checkpoint {checkpoint.directory}"
+        )
+        return "torch"
+    log("backend onnxruntime: the device is a CPU, and the checkpoint is compiled for it")
+    return "onnxruntime"
+
+
+def compiled(checkpoint: Checkpoint, store: EngineCache) -> bool:
+    """Whether every graph of onnxruntime is in `store`, judged without loading a weight."""
+    from molmoact2_ros.policy.reference import empty_model
+
+    with torch.device("meta"):
+        model = empty_model(checkpoint.config)
+    graphs = _graphs(model.model, 1, checkpoint)
+    return len(list(exported(graphs, checkpoint, store, lambda *_: None, build=False))) == len(graphs)
+
+
+def _graphs(model: Any, dof: int, checkpoint: Checkpoint) -> list[Any]:
+    return free_graphs(torch_stages(model, dof), *picture_sample(load_processor(checkpoint.directory)))
+
+
+def open_stages(
+    backend: str,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    precision: str,
+    store: EngineCache | None = None,
+    log: Callable[[str], None] = print,
+) -> OpenStages:
+    """What makes the stages of `backend` for `checkpoint` on `device`.
+
+    Args:
+        precision: of the engines of tensorrt; "" for its default. The other backends compute as the model is loaded.
+        store: where compiled files are; by default the user's.
+
+    Raises:
+        BackendMissingError: it is not installed, or this machine cannot run it.
+        ValueError: unknown backend.
+    """
+    kept = store or EngineCache(default_root(), log)
+    if backend == "torch":
+        return torch_stages
+    if backend == "onnxruntime":
+        return _onnx(checkpoint, device, kept, log)
+    if backend == "tensorrt":
+        from molmoact2_ros.policy.backends.tensorrt_build import tensorrt_stages
+
+        return tensorrt_stages(checkpoint, device, precision or "bf16", kept, log)
+    raise ValueError(f"backend {backend!r} has no stages; use {', '.join(STAGED)}")
+
+
+def _onnx(checkpoint: Checkpoint, device: torch.device, store: EngineCache, log: Callable[[str], None]) -> OpenStages:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendMissingError("backend onnxruntime is not installed; pip install onnxruntime onnx onnxscript")
+    if device.type != "cpu":
+        raise BackendMissingError(f"backend onnxruntime runs on the CPU, the device is {device}; use device cpu")
+    from molmoact2_ros.policy.backends.onnx_stages import Session, onnx_stages
+
+    def say(graph: str, doing: str) -> None:
+        if doing == "exporting":
+            log(f"onnxruntime: {graph} is exported for this checkpoint, once")
+
+    def opened(model: Any, dof: int) -> Stages:
+        if next(model.parameters()).dtype != torch.float32:
+            raise BackendMissingError("backend onnxruntime computes in float32; use dtype auto or float32")
+        graphs = _graphs(model, dof, checkpoint)
+        sessions = {
+            graph.name: Session(path, torch.get_num_threads())
+            for graph, path, _ in exported(graphs, checkpoint, store, say)
+        }
+        return onnx_stages(model, dof, graphs[0], sessions)
+
+    return opened
+
+
+def brackets_for(checkpoint: Checkpoint, config: Any, processor: Any, tokens: int) -> Brackets:
+    """The brackets of a checkpoint's prompts: of a task of some words, with all cameras.
+
+    Args:
+        tokens: at least so many in all, for longer tasks; 0 for the usual room.
+    """
+    import numpy as np
+
+    width = len(checkpoint.metadata["state_stats"]["q01"])
+    depth = checkpoint.depth_side
+    text = prompt_text(
+        config, checkpoint.metadata, TASK, np.zeros(width, np.float32), len(checkpoint.cameras), depth is not None
+    )
+    pictures = [np.zeros((240, 320, 3), np.uint8)] * len(checkpoint.cameras)
+    prompt = processor(text=text, images=pictures, return_tensors="pt")["input_ids"].shape[1]
+    cells = 0 if depth is None else depth * depth
+    free = max(8, int(config.max_action_horizon or 0)) + 1
+    most = int(config.text_config.max_position_embeddings)
+    extra = max(tokens - (prompt + cells + 2 + free), 0)
+    return Brackets.around(prompt + extra, cells, free, most)
+
+
+def release(stages: Stages) -> None:
+    """Drop torch's weights of the layers that `stages` do not run in torch: their backend holds its own copy."""
+    for layers in (stages.decoder.blocks, stages.flow.expert.blocks):
+        for parameter in layers.parameters():
+            parameter.data = parameter.data.new_empty(0)

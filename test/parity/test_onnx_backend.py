@@ -1,0 +1,156 @@
+"""The backend `onnxruntime`, and the graphs of fixed sizes that TensorRT and CUDA graphs get, against the reference.
+
+Pins: codes token for token and actions within 1e-4 in float32, for one to three cameras, gates and kinds of norm; that
+padding to a bracket changes no answer; that every operator of every graph is one that TensorRT documents.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parity_cases import CPU, TASK, Reference, checkpoint, frames, scaled
+from small_checkpoints import ROBOT
+
+from molmoact2_ros.policy import Checkpoint, open_checkpoint
+from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, bracketed_stages
+from molmoact2_ros.policy.backends.cache import EngineCache
+from molmoact2_ros.policy.backends.export import export_graph
+from molmoact2_ros.policy.backends.graphs import Graph
+from molmoact2_ros.policy.backends.onnx_stages import OnnxRunner, Session
+from molmoact2_ros.policy.backends.opening import open_stages
+from molmoact2_ros.policy.backends.tensorrt_operators import unsupported
+from molmoact2_ros.policy.fast_model import FastModel, FastOptions
+from molmoact2_ros.policy.stages.stage_set import OpenStages
+
+TOLERANCE = 1e-4
+"""Largest error of an action in the flow's scale of -1 .. 1, float32."""
+
+
+def hold(opened: Checkpoint, stages: OpenStages, changes: str, seed: int = 1, **options: Any) -> FastModel:
+    """Run the reference and `stages` on the same frames and compare every answer."""
+    reference = Reference(opened)
+    ours = FastModel(opened, CPU, torch.float32, lambda text: None, FastOptions(**options), stages)
+    theirs_cache = our_cache = None
+    for index, frame in enumerate(frames(seed, len(opened.cameras), changes)):
+        expected = reference.predict(frame, theirs_cache, seed=index)
+        generator = torch.Generator().manual_seed(index)
+        answer = ours.predict(frame.images, TASK, frame.state, depth_cache=our_cache, generator=generator)
+        name = f"frame {index} ({frame.change})"
+        assert ours.sequence == expected.tokens, name
+        error = np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max()
+        assert error < TOLERANCE, f"{name}: {error}"
+        if expected.bins is not None:
+            np.testing.assert_array_equal(answer.depth_bins, expected.bins, err_msg=name)
+            np.testing.assert_array_equal(answer.depth_updated, expected.updated, err_msg=name)
+            theirs_cache, our_cache = expected.cache, answer.depth_cache
+    return ours
+
+
+CASES: list[tuple[int, dict[str, Any]]] = [
+    (2, {}),
+    (1, {"num_depth_codes": 16, "depth_gate": True}),
+    (3, {"num_depth_codes": 16, "depth_gate": True, "depth_gate_per_layer": True}),
+    (2, {"qk_norm_type": "olmo", "text_heads": 4, "text_kv_heads": 2, "image_size": 42}),
+    (2, {"qk_norm_type": None, "depth_reasoning": False}),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache", lambda text: None)
+
+
+@pytest.mark.parametrize(("cameras", "sizes"), CASES)
+def test_onnxruntime_answers_like_the_reference(
+    tmp_path: Path, store: EngineCache, cameras: int, sizes: dict[str, Any]
+) -> None:
+    opened = checkpoint(tmp_path / "model", cameras, seed=cameras, **sizes)
+    hold(opened, open_stages("onnxruntime", opened, CPU, "", store, lambda text: None), "n=scpw")
+
+
+def test_onnxruntime_answers_like_the_reference_on_the_trained_cell(store: EngineCache) -> None:
+    opened = open_checkpoint("so101_cell", ROBOT, ROBOT.norm_tag)
+    hold(opened, open_stages("onnxruntime", opened, CPU, "", store, lambda text: None), "n=cp", seed=7)
+
+
+def small_brackets(opened: Checkpoint) -> Brackets:
+    """Brackets that this model's prompts do not fill, and windows that blocks must be cut for."""
+    return Brackets(prompt=192, tokens=256, windows=(1, 4, 24))
+
+
+def bracketed(opened: Checkpoint, runner: Any) -> OpenStages:
+    return lambda model, dof: bracketed_stages(model, dof, small_brackets(opened), runner)
+
+
+@pytest.mark.parametrize(("cameras", "sizes"), CASES)
+@pytest.mark.parametrize("row_cost", [0.0, 0.05])
+def test_padding_to_brackets_changes_no_answer(
+    tmp_path: Path, cameras: int, sizes: dict[str, Any], row_cost: float
+) -> None:
+    opened = checkpoint(tmp_path, cameras, seed=cameras, **sizes)
+    hold(opened, bracketed(opened, EagerRunner()), "n=scpw", row_cost=row_cost)
+
+
+class ExportingRunner:
+    """Exports every graph that it is asked to run, and runs it in onnxruntime: what a TensorRT engine is made from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.graphs, self.runners = folder, {}, {}
+
+    def run(self, graph: Graph, buffers: dict[str, torch.Tensor]) -> None:
+        if graph.name not in self.graphs:
+            path = self.folder / f"{graph.name}.onnx"
+            export_graph(graph, path)
+            self.graphs[graph.name] = path
+            self.runners[graph.name] = OnnxRunner({graph.name: path})
+        self.runners[graph.name].run(graph, buffers)
+
+
+@pytest.mark.parametrize(("cameras", "sizes"), [CASES[0], CASES[3]])
+def test_graphs_of_fixed_sizes_answer_like_the_reference_and_fit_tensorrt(
+    tmp_path: Path, cameras: int, sizes: dict[str, Any]
+) -> None:
+    opened = checkpoint(tmp_path / "model", cameras, seed=cameras, **sizes)
+    runner = ExportingRunner(tmp_path)
+    hold(opened, bracketed(opened, runner), "n=c", row_cost=0.0)
+    kinds = {name.split("_")[0] for name in runner.graphs}
+    assert kinds == {"vision", "decoder", "context", "step"} and len(runner.graphs) >= 5
+    for path in runner.graphs.values():
+        assert unsupported(path) == [], path.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cameras", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["qwen3", "olmo", None])
+@pytest.mark.parametrize("gate", [{}, {"depth_gate": True}, {"depth_gate": True, "depth_gate_per_layer": True}])
+def test_many_models_in_onnxruntime(
+    tmp_path: Path, store: EngineCache, cameras: int, norm: str | None, gate: dict[str, bool]
+) -> None:
+    opened = checkpoint(tmp_path / "model", cameras, seed=cameras, qk_norm_type=norm, num_depth_codes=100, **gate)
+    stages = open_stages("onnxruntime", opened, CPU, "", store, lambda text: None)
+    hold(opened, stages, "n=cpdwpcn", seed=cameras)
+
+
+def test_a_session_refuses_outputs_that_are_not_contiguous(tmp_path: Path) -> None:
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    from molmoact2_ros.policy.backends.graphs import Port
+
+    graph = Graph("twice", Twice(), (Port("x", (2, 3), torch.float32),), (Port("y", (2, 3), torch.float32),))
+    export_graph(graph, tmp_path / "twice.onnx")
+    session = Session(tmp_path / "twice.onnx", 1)
+    x, y = torch.arange(6.0).view(3, 2).T, torch.empty(2, 3)
+    session.run({"x": x}, {"y": y})
+    assert torch.equal(y, x * 2), "inputs may have any strides"
+    with pytest.raises(ValueError, match="must be contiguous"):
+        session.run({"x": y}, {"y": torch.empty(3, 2).T})
