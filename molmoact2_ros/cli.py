@@ -85,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     policy.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
     policy.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     policy.set_defaults(run=_bench_policy)
+    seams = benches.add_parser("rtc", help="seams between chunks with and without real-time chunking, simulated cell")
+    seams.add_argument("--episodes", type=int, default=12, metavar="N", help="of each setting (%(default)s)")
+    seams.add_argument("--latency", type=float, default=0.25, metavar="S", help="picture to chunk (%(default)s)")
+    seams.add_argument("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
+    seams.add_argument("--page", default="benchmarks/rtc.md", metavar="FILE", help="page to write (%(default)s)")
+    seams.set_defaults(run=_bench_rtc)
     execution = benches.add_parser("execution", help="chunk playing against lerobot's, the command loop, the faults")
     execution.add_argument("--robot", default="", help="only this one (all)")
     execution.add_argument(
@@ -253,6 +259,17 @@ def _bench_robots(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(reports))
     return OK if all(case["ok"] for found in reports.values() for case in found["faults"]) else FAILED
+
+
+def _bench_rtc(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.rtc import measure
+
+    if arguments.episodes < 1 or not 0.0 < arguments.latency < 1.0:
+        raise ValueError("--episodes must be at least 1, and --latency above 0 and below the chunk's 1 s")
+    _check_renderer()
+    page = measure(arguments.episodes, arguments.latency, arguments.seed, Path(arguments.page))
+    print(f"written: {_shown(str(page))}")
+    return OK
 
 
 def _bench_policy(arguments: argparse.Namespace) -> int:
