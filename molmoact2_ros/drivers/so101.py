@@ -3,10 +3,10 @@
 Degrees exist in this file only: lerobot's follower reports degrees about mid-range and a gripper in 0..100, which is
 the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and only checked here.
 
-A reading is proven fresh by the exchange itself: the input buffer is empty when the request goes out, and every servo
-answers with a valid checksum within 25 ms. After a failed exchange the line must fall
-silent, and the next answer is not trusted before a second one: requests are then further apart than two answers that
-are both late could be taken for the answers to the two requests.
+A reading is proven fresh by the exchange itself. The input buffer is empty when the request goes out, every servo
+answers with a valid checksum within 25 ms, and the servos are asked in an order drawn anew each time: answers come in
+the order asked for, so one that is late does not pass for the answer to a later request (but for one of 720 orders).
+After a failed exchange the line must fall silent before the next request, and two readings in a row must succeed.
 """
 
 from __future__ import annotations
@@ -75,11 +75,13 @@ class So101Driver:
         config: see `So101Config`.
         now_ns: clock of the readings' stamps, ns.
         sleep: waits so many seconds; used for the silences only.
+        rng: draws the orders.
     """
 
     config: So101Config
     now_ns: Callable[[], int] = time.time_ns
     sleep: Callable[[float], None] = time.sleep
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
     line: LineCounters = field(default_factory=LineCounters)
 
     def __post_init__(self) -> None:
@@ -129,7 +131,8 @@ class So101Driver:
 
     def read(self) -> Reading:
         """See `Driver`. Takes 1 to 3 ms on the real bus."""
-        positions, stamp = self._exchange("positions", lambda bus: bus.sync_read("Present_Position"))
+        names = [self.robot.joint_names[j] for j in self.rng.permutation(self.robot.dof)]
+        positions, stamp = self._exchange("positions", lambda bus: bus.sync_read("Present_Position", names), trust=True)
         vector = np.array([positions[name] for name in self.robot.joint_names])
         return Reading(stamp, self.robot.joints_from_model(vector, ModelFrame.ARM))
 
@@ -137,7 +140,7 @@ class So101Driver:
         """See `Driver`. The servos do not acknowledge it; the next readings show whether they follow."""
         vector = self.robot.model_from_joints(positions, ModelFrame.ARM)
         goals = {f"{name}.pos": float(value) for name, value in zip(self.robot.joint_names, vector, strict=True)}
-        self._exchange("the command", lambda _: self._follower.send_action(goals), answered=False)
+        self._exchange("the command", lambda _: self._follower.send_action(goals))
 
     def health(self) -> Health:
         """Temperature, voltage and torque of every servo."""
@@ -198,8 +201,10 @@ class So101Driver:
                 f"anew with: {command}"
             )
 
-    def _exchange(self, what: str, talk: Callable[[Any], Any], answered: bool = True) -> tuple[Any, int]:
+    def _exchange(self, what: str, talk: Callable[[Any], Any], trust: bool = False) -> tuple[Any, int]:
         """One request and its answers; returns them with the time at which the request went out.
+
+        With `trust` the first success after a failure is not returned: the next one must confirm it.
 
         Raises:
             StaleError: an answer is missing, late or corrupt, or the line was not silent before.
@@ -220,7 +225,7 @@ class So101Driver:
         if stray:
             self._settle(bus, self.config.late_s)
             raise StaleError(f"{stray} bytes on the line that nobody asked for; dropped, with what follows them")
-        if answered and self._suspect:
+        if trust and self._suspect:
             self._suspect = False
             raise StaleError(f"{what} after a failure: not trusted before a second answer")
         return result, stamp
