@@ -13,6 +13,7 @@ from types import MappingProxyType
 import yaml
 
 from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.embodiments.franka_droid import FRANKA_HAND, FrankaDroid
 from molmoact2_ros.share import PACKAGE, share_path
 
 POLICIES = ("molmoact2", "expert", "none")
@@ -45,8 +46,8 @@ class Options:
         link_prefix: names the shared memory of the simulated cameras, since two cells at once need two; empty for one
             that follows from the namespace.
         config: parameter file; empty for the one that ships here.
-        driver: `node` starts this package's driver, `external` none (franka_ros2, or one of your own); `auto` is
-            `node`, but for a Franka without `robot_ip`.
+        driver: `node` starts this package's driver, `external` none (franka_ros2, or one of your own, in the same
+            namespace); `auto` is `node`, but for a Franka without `robot_ip`.
         robot_ip: address of a Franka. ports: serial port of an SO-100/101, or the CAN channels of the left and the
             right YAM. serials: of the RealSense cameras, in the order of the robot's cameras. Empty leaves what the
             config file says.
@@ -135,9 +136,11 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             essential=essential,
         )
 
-    def driver(parameters: Mapping[str, Value]) -> NodeSpec:
-        spec = node(f"{robot.family}_driver_node")
+    def with_parameters(spec: NodeSpec, parameters: Mapping[str, Value]) -> NodeSpec:
         return replace(spec, parameters=MappingProxyType({**spec.parameters, **parameters}))
+
+    def driver(parameters: Mapping[str, Value]) -> NodeSpec:
+        return with_parameters(node(f"{robot.family}_driver_node"), parameters)
 
     found = []
     if options.sim:
@@ -147,7 +150,7 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             found.append(driver(wired_parameters(robot.name, wire)))
         found.append(node("camera_node", names=cameras, sources=[f"sim:{link_prefix}_{name}" for name in cameras]))
     else:
-        if options.driver == "node" or (options.driver == "auto" and (robot.family != "franka" or options.robot_ip)):
+        if not external(options):
             found.append(driver(hardware_parameters(options)))
         if options.serials:
             serials = [f"realsense:{serial}" for serial in options.serials]
@@ -159,7 +162,7 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     elif options.policy == "molmoact2":
         threads = max(1, (os.cpu_count() or 2) // 2)
         found.append(node("policy_node", threads=threads, checkpoint=checkpoint, norm_tag=robot.norm_tag))
-    found.append(node("executor_node"))
+    found.append(with_parameters(node("executor_node"), franka_ros2_parameters(options)))
     if options.visualize or options.film or options.picture:
         found.append(node("visualizer_node", essential=False, checkpoint=checkpoint, base_frame=robot.base_link))
     if options.film or options.picture:
@@ -217,6 +220,30 @@ def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
 def namespace_of(options: Options) -> str:
     """The namespace of all nodes, with its leading slash."""
     return "/" + (options.namespace or embodiment(options.robot).name).strip("/")
+
+
+def external(options: Options) -> bool:
+    """Whether the robot's driver is started by somebody else."""
+    if options.driver != "auto":
+        return options.driver == "external"
+    return embodiment(options.robot).family == "franka" and not options.robot_ip
+
+
+def franka_ros2_parameters(options: Options) -> dict[str, Value]:
+    """Parameters of the executor for franka_ros2: its trajectory controller and its gripper, in the same namespace.
+
+    Only beside this package's own parameter file: one that the user names says it itself.
+    """
+    robot = embodiment(options.robot)
+    if options.sim or options.config or not isinstance(robot, FrankaDroid) or not external(options):
+        return {}
+    hand = robot.gripper is FRANKA_HAND
+    return {
+        "output": "joint_trajectory",
+        "command_topic": f"{robot.arm.joint_prefix}_arm_controller/joint_trajectory",
+        "gripper_output": "franka_gripper" if hand else "gripper_command",
+        "gripper_actions": ["franka_gripper" if hand else "robotiq_gripper_controller/gripper_cmd"],
+    }
 
 
 def hardware_parameters(options: Options) -> dict[str, Value]:

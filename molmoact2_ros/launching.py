@@ -86,7 +86,12 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
         Argument("episodes", str(DEFAULTS.episodes), "How many episodes the simulated cell runs."),
         Argument("seed", str(DEFAULTS.seed), "Where the placements of the simulated cell come from."),
         Argument("record", "", "Directory for one MCAP bag an episode; empty: record nothing."),
-        Argument("driver", "auto", "node: this package's driver; external: yours is started elsewhere.", DRIVERS),
+        Argument(
+            "driver",
+            "auto",
+            "node: this package's; external: another one in this namespace, such as franka_ros2.",
+            DRIVERS,
+        ),
         *hardware,
         Argument("serials", "", f"Serial numbers of RealSense cameras ({cameras}), with commas between."),
         *_COMMON,
@@ -212,7 +217,7 @@ def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
     robot, namespace = embodiment(options.robot), namespace_of(options)
     view = share_path(f"config/{robot.family}.rviz")
     if namespace != f"/{robot.family}" or robot.name != robot.family:
-        text = view.read_text().replace(f"/{robot.family}/", f"{namespace}/")
+        text = view.read_text().replace(f"/{robot.family}/", f"{namespace.rstrip('/')}/")
         text = text.replace(embodiment(robot.family).base_link, robot.base_link)
         view = Path(tempfile.mkdtemp(prefix="molmoact2_rviz_")) / view.name
         view.write_text(text)

@@ -119,6 +119,26 @@ def test_files_are_found_and_a_missing_one_is_named():
         share_path("config/none.yaml")
 
 
+@pytest.mark.parametrize(
+    ("robot", "gripper", "topic"),
+    [
+        ("franka", "franka_gripper", "fr3_arm_controller/joint_trajectory"),
+        ("panda", "franka_gripper", "panda_arm_controller/joint_trajectory"),
+        ("franka_robotiq", "gripper_command", "fr3_arm_controller/joint_trajectory"),
+    ],
+)
+def test_a_franka_without_an_address_is_driven_by_franka_ros2(robot: str, gripper: str, topic: str):
+    real = Options(robot=robot, sim=False, policy="none")
+    (executor,) = (spec for spec in nodes(real) if spec.executable == "executor_node")
+    assert executor.parameters["output"] == "joint_trajectory"
+    assert executor.parameters["command_topic"] == topic
+    assert executor.parameters["gripper_output"] == gripper
+    assert set(executor.parameters) <= offered("executor_node")
+    for other in (replace(real, robot_ip="10.0.0.2"), replace(real, config=str(share_path("config/franka.yaml")))):
+        (executor,) = (spec for spec in nodes(other) if spec.executable == "executor_node")
+        assert "output" not in executor.parameters
+
+
 def test_cameras_on_links_have_frames_that_belong_to_them(tmp_path: Path):
     frames = {frame.child: frame for frame in camera_frames(Options(robot="yam", policy="expert"))}
     assert {name: frame.parent for name, frame in frames.items()} == {
