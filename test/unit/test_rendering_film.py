@@ -15,6 +15,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from molmoact2_ros.rendering.film import FilmWriter, write_still
+from molmoact2_ros.rendering.montage import Caption, montage
 
 
 def plain(colour: tuple[int, int, int]) -> np.ndarray:
@@ -103,3 +104,14 @@ def test_stills_keep_their_colours(tmp_path: Path) -> None:
     read = cv2.imread(str(tmp_path / "out" / "still.png"))
     assert read is not None
     assert tuple(read[0, 0, ::-1]) == (250, 120, 10)
+
+
+def test_a_wide_picture_keeps_its_shape_and_panels_bear_the_cameras_names() -> None:
+    wide = np.full((180, 320, 3), 200, np.uint8)
+    canvas = montage(wide, None, None, None, Caption(cameras=("left", "right")))
+    panel = canvas[40:280, 642:958]
+    bright = (panel > 190).all(axis=2).mean(axis=1) > 0.9
+    assert 170 <= bright.sum() <= 182, "a 16:9 picture in a 4:3 panel leaves bars above and below"
+    assert not bright[:20].any() and not bright[-20:].any()
+    named = montage(wide, None, None, None, Caption(cameras=("exterior", "wrist")))
+    assert not np.array_equal(canvas, named)
