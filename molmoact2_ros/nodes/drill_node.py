@@ -161,21 +161,24 @@ class DrillNode(MolmoNode):
                 )
         return time.monotonic() - begun
 
-    def _call_arm(self, on: bool) -> None:
+    def _call_arm(self, on: bool) -> str:
+        """Call executor/arm; returns why it was refused, or an empty string."""
         assert self._arm_client.wait_for_service(10.0), "no service executor/arm"
         answers: list[Any] = []
         self._arm_client.call_async(SetBool.Request(data=on)).add_done_callback(
             lambda done: answers.append(done.result())
         )
         self._wait(lambda: bool(answers), "an answer of executor/arm", 10.0)
-        if not answers[0].success:
-            raise RuntimeError(f"executor/arm refused: {answers[0].message}")
+        return "" if answers[0].success else str(answers[0].message)
 
     def _arm(self) -> None:
         """Arm, and wait until the arm moves around the pose of the first time."""
-        self._call_arm(True)
         if self._home is None:
-            self._home = self._position
+            self._home = self._position  # from now on chunks go out; the executor wants to see one before it arms
+        deadline = time.monotonic() + 10.0
+        while refusal := self._call_arm(True):
+            if time.monotonic() > deadline or self._ended.wait(0.1):
+                raise RuntimeError(f"executor/arm refused: {refusal}")
         self._wait(lambda: self._state == "TRACKING", "TRACKING", 10.0)
 
     def _measure_motion(self) -> None:
@@ -223,7 +226,8 @@ class DrillNode(MolmoNode):
         begun = time.monotonic()
         if self._state in ("FAULT", "ESTOPPED"):
             self._wait(lambda: self._driver == "ok", "a sound driver", 20.0)
-            self._call_arm(False)
+            if refusal := self._call_arm(False):
+                raise RuntimeError(f"cannot disarm: {refusal}")
             self._wait(lambda: self._state == "DISARMED", "DISARMED", 10.0)
             found["recovery"] = "disarm and arm"
             # Readings that are fresh again come a little later than the driver's word.
