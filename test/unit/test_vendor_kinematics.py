@@ -84,7 +84,9 @@ def test_links_stand_where_the_vendors_links_stand(pin: ModuleType, robot: str, 
     body = embodiment(robot)
     vendor = VENDOR_MODELS[body.family][arm]
     prefix = "panda" if robot == "panda" else "fr3"
-    pairs = {ours.replace("fr3", prefix): theirs for ours, theirs in vendor.links.items() if ours not in FINGERS_LEFT_OUT}
+    pairs = {
+        ours.replace("fr3", prefix): theirs for ours, theirs in vendor.links.items() if ours not in FINGERS_LEFT_OUT
+    }
     ours = Model(pin, robot_description(body))
     theirs = Model(pin, vendor_path(vendor.urdf, vendor.package).read_text())
     joints = {ours.joint_of(a): theirs.joint_of(b) for a, b in pairs.items() if ours.joint_of(a)}
