@@ -110,7 +110,7 @@ def test_a_wide_picture_keeps_its_shape_and_panels_bear_the_cameras_names() -> N
     wide = np.full((180, 320, 3), 200, np.uint8)
     canvas = montage(wide, None, None, None, Caption(cameras=("left", "right")))
     panel = canvas[40:280, 642:958]
-    bright = (panel > 190).all(axis=2).mean(axis=1) > 0.9
+    bright = (panel > 190).all(axis=2).mean(axis=1) > 0.5
     assert 170 <= bright.sum() <= 182, "a 16:9 picture in a 4:3 panel leaves bars above and below"
     assert not bright[:20].any() and not bright[-20:].any()
     named = montage(wide, None, None, None, Caption(cameras=("exterior", "wrist")))
