@@ -18,13 +18,18 @@ TIMES = tuple((i + 1) / ROBOT.rate_hz for i in range(ROBOT.horizon))
 
 
 class Cell:
-    """An `Executor` whose arm follows its commands with the lag of a servo (`follow` of the difference a tick).
+    """An `Executor` whose arm follows its commands with the lag of a servo (`follow` of the difference a tick,
+    one number or one a joint).
 
     Readings carry `noise` rad, from a generator of their own. `wrong_stamp_ns` is added to their stamps.
     """
 
     def __init__(
-        self, config: ExecutorConfig | None = None, follow: float = 0.5, robot: Embodiment = ROBOT, noise: float = 0.0
+        self,
+        config: ExecutorConfig | None = None,
+        follow: float | NDArray[np.float64] = 0.5,
+        robot: Embodiment = ROBOT,
+        noise: float = 0.0,
     ) -> None:
         self.robot = robot
         self.executor = Executor(robot, config or ExecutorConfig())

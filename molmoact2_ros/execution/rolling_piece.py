@@ -4,7 +4,8 @@ The JointTrajectoryController of Jazzy does that, does not splice, refuses a tra
 motion, and interpolates from where it is when the first point lies ahead. So every piece begins with the commands of
 the last moments, which the controller is executing at that time, and ends with the stop from the newest command: a
 piece takes over in the middle of its predecessor without a seam, and when no more pieces come, the arm comes to rest
-within its limits. A command is due `lead_s` after its tick, which covers the way of the message.
+within its limits. A command is due one period and `lead_s` after its tick: a piece that is under way for no longer than
+that comes before its predecessor has begun to stop.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class RollingPiece:
         self._joints = joints
         self._acceleration, self._jerk = limits.acceleration[joints], limits.jerk[joints]
         self._period_ns, self._lead_ns = round(period_s * 1e9), round(lead_s * 1e9)
-        # One command more than the lead is long: the controller is somewhere between the first and the last of them.
+        # The controller is somewhere between the first and the last of these when the piece comes.
         self.history = int(np.ceil(lead_s / period_s - 1e-9)) + 2
         count = self.history + TAIL
         self.positions, self.velocities, self.accelerations = np.zeros((3, count, len(joints)))
@@ -69,7 +70,7 @@ class RollingPiece:
         self.velocities[last + 1 :] = tail.velocity
         self.accelerations[last + 1 :] = tail.acceleration
         self.times_ns[last + 1 :] = last * self._period_ns + np.ceil(elapsed[:, 0] * 1e9).astype(np.int64)
-        self.start_ns = now_ns + self._lead_ns - last * self._period_ns
+        self.start_ns = now_ns + self._lead_ns - (last - 1) * self._period_ns
 
     def _step_in(self) -> None:
         """Nothing was commanded before the first command: the points before it rest at it."""
