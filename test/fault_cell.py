@@ -1,0 +1,205 @@
+"""An executor node under test, and everything around it in the hands of the test: arm, driver, policy, people.
+
+The arm does at once what it is told; the policy swings every arm joint at `SPEED` about the rest pose. What the driver
+and the policy publish goes through a function that a fault replaces: it returns the messages, or the bytes, to publish.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from ros_process import Companion, wait_until
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR
+from molmoact2_ros.nodes.replay_node import swing
+
+ROBOT = embodiment("so101")
+ARM = ROBOT.arms[0]
+SPEED = 0.4
+PATIENCE = {
+    # Wide enough for a loaded machine, on which the test's process may wait half a second for a core.
+    "joint_state_timeout_s": 0.6,
+    "max_tick_gap_s": 1.0,
+    "acknowledgement_timeout_s": 2.0,
+    "realtime_priority": 10,
+}
+CHUNK_PERIOD_S = 0.1
+
+Message = JointTrajectory | JointState | bytes
+Change = Callable[[JointTrajectory | JointState], Sequence[Message]]
+
+
+def as_it_is(message: JointTrajectory | JointState) -> Sequence[Message]:
+    return (message,)
+
+
+def nothing(message: JointTrajectory | JointState) -> Sequence[Message]:
+    return ()
+
+
+class FaultCell:
+    """`commands` are (stamp s, position (dof,)) as the executor says it sent them; `states` what it says of itself."""
+
+    def __init__(self, companion: Companion) -> None:
+        self.companion, self.node = companion, companion.node
+        self.lock = threading.Lock()
+        self.position = ROBOT.rest_position.copy()
+        self.direction = 1.0
+        self.policy: Change = nothing
+        self.driver: Change = as_it_is
+        self.blocked = self.acknowledging = False
+        self.commands: list[tuple[float, np.ndarray]] = []
+        self.states: list[DiagnosticStatus] = []
+        node = self.node
+        self.joint_states = node.create_publisher(JointState, "joint_states", SENSOR)
+        self.acknowledgement = node.create_publisher(JointState, "driver/acknowledgement", SENSOR)
+        self.driver_state = node.create_publisher(DiagnosticStatus, "driver/state", LATCHED)
+        self.chunks = node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.task = node.create_publisher(String, "task", LATCHED)
+        self.e_stop = node.create_publisher(Bool, "e_stop", LATCHED)
+        node.create_subscription(JointState, "executor/command", self._on_command, SENSOR)
+        node.create_subscription(DiagnosticStatus, "executor/state", self.states.append, LATCHED)
+        node.create_timer(0.01, self._read_encoders)
+        node.create_timer(CHUNK_PERIOD_S, self._infer)
+
+    # -- the arm, its driver, the policy ----------------------------------------------------------------------
+
+    def _on_command(self, message: JointState) -> None:
+        position = np.array(message.position)
+        with self.lock:
+            self.commands.append((message.header.stamp.sec + message.header.stamp.nanosec * 1e-9, position))
+            if not self.blocked:
+                self.position = position
+        if self.acknowledging:
+            self.acknowledgement.publish(message)
+
+    def _read_encoders(self) -> None:
+        message = JointState(name=list(ROBOT.joint_names), position=array("d", self.position))
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        for out in self.driver(message):
+            self.joint_states.publish(out)
+
+    def chunk(self) -> JointTrajectory:
+        """What a sound policy says now."""
+        away = float((self.position - ROBOT.rest_position)[ARM].mean())
+        if abs(away) > 0.35:
+            self.direction = -float(np.sign(away))
+        message = swing(ROBOT, self.position, self.direction, SPEED)
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        return message
+
+    def _infer(self) -> None:
+        for out in self.policy(self.chunk()):
+            self.chunks.publish(out)
+
+    # -- what the executor says -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        return self.states[-1].message if self.states else "nothing"
+
+    def value(self, key: str) -> str:
+        return next((pair.value for pair in self.states[-1].values if pair.key == key), "")
+
+    def told(self) -> str:
+        if not self.states:
+            return "nothing"
+        return f"{self.state}: {self.value('reason')} (last refusal: {self.value('last_refusal')})"
+
+    def await_state(self, state: str, reason: str = "", deadline_s: float = 15.0) -> str:
+        """Wait for it and return the reason as published. Several reasons may be given, with | between them."""
+
+        def there() -> bool:
+            return self.state == state and any(part in self.value("reason") for part in reason.split("|"))
+
+        wait_until(there, lambda: f"{state} ({reason}); it says {self.told()}", deadline_s)
+        return self.value("reason")
+
+    # -- people -----------------------------------------------------------------------------------------------
+
+    def arm(self, on: bool = True) -> SetBool.Response:
+        return self.companion.call(SetBool, "executor/arm", SetBool.Request(data=on))
+
+    def reset(self) -> Trigger.Response:
+        return self.companion.call(Trigger, "executor/reset_e_stop", Trigger.Request())
+
+    def press(self, on: bool = True) -> None:
+        self.e_stop.publish(Bool(data=on))
+
+    def begin(self) -> None:
+        """DISARMED, with the arm at its rest pose and everything sound but no policy."""
+        self.policy, self.driver = nothing, as_it_is
+        self.blocked, self.acknowledging = False, True
+        if self.state == "ESTOPPED":
+            self.press(False)
+            wait_until(lambda: self.reset().success, lambda: f"the reset; it says {self.told()}")
+        self.driver_state.publish(DiagnosticStatus(message="ready"))
+        self.arm(False)
+        self.await_state("DISARMED")
+        with self.lock:
+            self.position = ROBOT.rest_position.copy()
+            self.commands.clear()
+        self.direction = 1.0
+        wait_until(lambda: 0.0 <= float(self.value("joint_state_age_ms") or 1e9) < 300.0, "readings that are fresh")
+
+    def track(self) -> None:
+        """Arm, let the policy run, and wait until the arm has moved by 0.1 rad."""
+        self.hold()
+        self.policy = as_it_is
+        start = self.position.copy()
+
+        def moved() -> bool:
+            return bool(np.abs(self.position - start)[ARM].max() > 0.1)
+
+        wait_until(moved, lambda: f"motion; it says {self.told()}", 20.0)
+
+    def hold(self) -> None:
+        """Arm without a policy."""
+        wait_until(lambda: self.arm().success, lambda: f"arming; it says {self.told()}", 20.0)
+        self.await_state("HOLDING", "waiting for an action chunk")
+        wait_until(lambda: len(self.commands) > 5, "commands")
+
+    # -- what the commands show -------------------------------------------------------------------------------
+
+    def sent(self, since: int = 0) -> np.ndarray:
+        """Commands (n, dof) from number `since` on."""
+        with self.lock:
+            return np.array([position for _, position in self.commands[since:]]).reshape(-1, ROBOT.dof)
+
+    def await_rest(self, count: int = 15) -> np.ndarray:
+        """Wait until the last `count` commands are one and the same; returns it."""
+        first = len(self.commands)
+
+        def rests() -> bool:
+            last = self.sent(max(first, len(self.commands) - count))
+            return len(last) == count and not np.ptp(last, axis=0).any()
+
+        wait_until(rests, lambda: f"the commands to come to rest; it says {self.told()}", 15.0)
+        return self.sent(len(self.commands) - 1)[-1]
+
+    def await_more(self, count: int) -> np.ndarray:
+        """The next `count` commands."""
+        first = len(self.commands)
+        wait_until(lambda: len(self.commands) >= first + count, lambda: f"commands; it says {self.told()}", 15.0)
+        return self.sent(first)
+
+    def within_limits(self) -> bool:
+        """No command outside the position limits, none further from the last than its stamps allow."""
+        with self.lock:
+            heard = list(self.commands)
+        if len(heard) < 2:
+            return True
+        times, positions = np.array([t for t, _ in heard]), np.array([p for _, p in heard])
+        inside = (positions >= ROBOT.limits.lower - 1e-9) & (positions <= ROBOT.limits.upper + 1e-9)
+        travel = np.abs(np.diff(positions, axis=0))
+        spans = np.maximum(np.diff(times), 0.0)[:, None] + 0.01  # a tick may be skipped, and the next is stamped anew
+        return bool(inside.all() and (travel <= ROBOT.limits.velocity * spans + 1e-6).all())
