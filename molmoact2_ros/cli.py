@@ -52,6 +52,18 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     doctor.set_defaults(run=_doctor)
 
+    build = commands.add_parser("compile", help="make the files of a backend for a checkpoint, and hold them to torch")
+    build.add_argument("--checkpoint", default="", metavar="DIR|ID", help="which (the cell's own)")
+    build.add_argument("--backend", default="onnxruntime", metavar="B", help="onnxruntime or tensorrt (%(default)s)")
+    build.add_argument("--precision", default="", metavar="P", help="tensorrt: bf16 (default) or fp16")
+    build.add_argument("--robot", default="so101", help="whose checkpoint it is (%(default)s)")
+    build.add_argument("--norm-tag", default="", metavar="TAG", help="tag in norm_stats.json (the robot's)")
+    build.add_argument("--cameras", default="", metavar="A,B", help="where the checkpoint's names do not say it")
+    build.add_argument("--tokens", type=int, default=0, metavar="N", help="tensorrt: room for a longer task")
+    build.add_argument("--cache", default="", metavar="DIR", help="where files are kept (~/.cache/molmoact2_ros)")
+    build.add_argument("--self-test", action="store_true", help="build a small random model instead, and run it")
+    build.set_defaults(run=_compile)
+
     bench = commands.add_parser("bench", help="measure; each benchmark writes a page into benchmarks/")
     benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
     loop = benches.add_parser("loop", help="ages and periods of the closed loop on the simulated cell")
@@ -85,6 +97,12 @@ def parser() -> argparse.ArgumentParser:
     policy.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
     policy.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     policy.set_defaults(run=_bench_policy)
+    drafts = benches.add_parser("redraft", help="forwards by what is drafted after a wrong depth code")
+    drafts.add_argument("--episodes", type=int, default=4, metavar="N", help="of the simulated cell (%(default)s)")
+    drafts.add_argument("--frames", type=int, default=25, metavar="N", help="of each (%(default)s)")
+    drafts.add_argument("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
+    drafts.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
+    drafts.set_defaults(run=_bench_redraft)
     seams = benches.add_parser("rtc", help="seams between chunks with and without real-time chunking, simulated cell")
     seams.add_argument("--episodes", type=int, default=12, metavar="N", help="of each setting (%(default)s)")
     seams.add_argument("--latency", type=float, default=0.25, metavar="S", help="picture to chunk (%(default)s)")
@@ -232,6 +250,23 @@ def _train(arguments: argparse.Namespace) -> int:
     return int(train(arguments.rest) or OK)
 
 
+def _compile(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.policy.backends.compiling import Request, run_compile
+
+    request = Request(
+        checkpoint=arguments.checkpoint,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        robot=arguments.robot,
+        norm_tag=arguments.norm_tag,
+        cameras=tuple(name for name in arguments.cameras.split(",") if name),
+        tokens=arguments.tokens,
+        cache=arguments.cache,
+        self_test=arguments.self_test,
+    )
+    return OK if run_compile(request) else FAILED
+
+
 def _bench_loop(arguments: argparse.Namespace) -> int:
     from molmoact2_ros.benchmarking.loop import measure
 
@@ -259,6 +294,19 @@ def _bench_robots(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(reports))
     return OK if all(case["ok"] for found in reports.values() for case in found["faults"]) else FAILED
+
+
+def _bench_redraft(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.redraft import measure
+
+    if arguments.episodes < 1 or arguments.frames < 2:
+        raise ValueError(
+            "--episodes must be at least 1, and --frames at least 2 (the first of an episode has no draft)"
+        )
+    _check_renderer()
+    page = measure(Path(arguments.page), arguments.episodes, arguments.frames, arguments.seed)
+    print(f"written: {_shown(str(page))}")
+    return OK
 
 
 def _bench_rtc(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,9 @@ from molmoact2_ros.policy.interface import Observation, Policy, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S, FastOptions
 from molmoact2_ros.policy.rtc import RTCOptions
 
-BACKENDS = ("torch", "reference")
-"""torch: the reference's weights in stages, with the same codes and actions; reference: its own `predict_action`."""
+BACKENDS = ("auto", "torch", "onnxruntime", "tensorrt", "reference")
+"""torch, onnxruntime, tensorrt: the reference's weights in stages, with the same codes and actions; reference: its own
+`predict_action`; auto: onnxruntime on a CPU where the checkpoint is compiled for it, else torch (docs/backends.md)."""
 
 
 def open_policy(
@@ -64,7 +65,7 @@ def open_policy(
     say = log or logging.getLogger(__name__).warning
     for note in opened.notes:
         say(note)
-    if backend == "torch":
+    if backend != "reference":
         from molmoact2_ros.policy.fast_policy import FastPolicy
 
         return FastPolicy(
@@ -79,6 +80,7 @@ def open_policy(
             rtc=rtc,
             max_gap_s=max_gap_s,
             now_ns=now_ns,
+            backend=backend,
         )
     from molmoact2_ros.policy.reference_policy import ReferencePolicy
 

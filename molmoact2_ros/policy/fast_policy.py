@@ -1,11 +1,14 @@
-"""The backend `torch`: the reference's weights in stages, with speculation in the depth sequence."""
+"""The policy of every backend but the reference: stages with speculation in the depth sequence."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+import torch
+
 from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.policy.backends.opening import choose, open_stages, release
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.fast_model import FastModel
 from molmoact2_ros.policy.model_policy import ModelPolicy
@@ -32,11 +35,20 @@ class FastPolicy(ModelPolicy):
         rtc: RTCOptions | None = None,
         max_gap_s: float = MAX_GAP_S,
         now_ns: Callable[[], int] = time.time_ns,
+        backend: str = "torch",
     ) -> None:
+        def opened(where: torch.device, kind: torch.dtype) -> FastModel:
+            name = choose(checkpoint, where, kind, log) if backend == "auto" else backend
+            stages = open_stages(name, checkpoint, where, options, log=log)
+            model = FastModel(checkpoint, where, kind, log, options, stages)
+            if name == "onnxruntime":
+                release(model.stages)
+            return model
+
         super().__init__(
             checkpoint,
             robot,
-            lambda where, kind: FastModel(checkpoint, where, kind, log, options),
+            opened,
             device=device,
             dtype=dtype,
             threads=threads,

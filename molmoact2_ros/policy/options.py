@@ -26,6 +26,9 @@ class FastOptions:
         refresh_every: predict every cell anew at least once in so many calls; 0 never. Differs from the reference.
         redraft: what is drafted after an error: "auto", "prev" or "jacobi". The codes are the same.
         row_cost: see `Speculation`; None: 0 on a GPU, `CPU_ROW_COST` on a CPU. The codes are the same.
+        compile: backend torch compiles its stages (minutes at the first calls).
+        cuda_graphs: backend torch replays its stages as CUDA graphs; None: wherever there is a GPU.
+        precision: of the engines of backend tensorrt, "bf16" or "fp16"; empty: bf16.
     """
 
     action_mode: str = "continuous"
@@ -35,6 +38,9 @@ class FastOptions:
     refresh_every: int = 0
     redraft: str = "auto"
     row_cost: float | None = None
+    compile: bool = False
+    cuda_graphs: bool | None = None
+    precision: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (("action_mode", ACTION_MODES), ("depth_mode", DEPTH_MODES), ("redraft", REDRAFTS)):

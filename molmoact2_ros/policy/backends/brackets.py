@@ -6,6 +6,7 @@ CUDA graphs and TensorRT contexts need. Masked scores have a weight of exactly z
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,23 +102,33 @@ class BracketedVision(VisionStage):
 
 
 class BracketedDecoder(TextDecoder):
-    """The text model by brackets. There is one store, at a fixed address."""
+    """The text model by brackets. There is one store, at a fixed address.
 
-    def __init__(self, text: Any, brackets: Brackets, runner: Runner) -> None:
+    Args:
+        plain: where torch has the weights too: what is longer than the brackets runs without them, and this is told.
+            None: it is an error.
+    """
+
+    def __init__(self, text: Any, brackets: Brackets, runner: Runner, plain: Callable[[str], None] | None) -> None:
         super().__init__(text)
-        self.brackets, self._runner = brackets, runner
+        self.brackets, self._runner, self._plain = brackets, runner, plain
         weight = self.ln_f.weight
         width = self.kv_heads * self.head
         self._store = KeyValueStore(len(self.blocks), brackets.tokens, width, weight.device, weight.dtype)
         self._made: dict[int, _Made] = {}
 
     def new_store(self, capacity: int) -> KeyValueStore:
-        """The one store, emptied.
+        """The one store, emptied; another one where it is too small and torch can do without brackets.
 
         Raises:
             BracketError: it is too small.
         """
         if min(capacity, self.max_positions) > self._store.capacity:
+            if self._plain is not None:
+                self._plain(
+                    f"a call may need {capacity} tokens, graphs hold {self._store.capacity}: without them (slower)"
+                )
+                return super().new_store(capacity)
             raise BracketError(
                 f"a call may need {capacity} tokens, the graphs were made for {self._store.capacity}; shorten the task "
                 "or compile with --tokens"
@@ -134,6 +145,8 @@ class BracketedDecoder(TextDecoder):
             )
         n, base, found = x.shape[0], store.length, []
         size = self.brackets.windows[-1] if base else self.brackets.prompt
+        if store is not self._store or (self._plain is not None and not base and n > size):
+            return super().forward(x, store, mask, outputs)
         if not base and n > size:
             raise BracketError(
                 f"a prompt of {n} tokens is longer than the graphs were made for ({size}); shorten the task or compile "
@@ -201,9 +214,14 @@ class BracketedFlow(FlowStage):
         self._context: _Made | None = None
         self._steps: dict[int, _Made] = {}
         self._seen = 0
+        self._beyond = False
 
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FlowStage.project`; the result belongs to the stage and lasts until the next call."""
+        self._beyond = keys.shape[1] > self.brackets.tokens
+        if self._beyond:
+            # Only with a store of another size, which the decoder has spoken of.
+            return super().project(keys, values)
         made = self._context
         if made is None:
             graph = context_graph(self, keys.shape[0], keys.shape[2], self.brackets.tokens)
@@ -222,6 +240,8 @@ class BracketedFlow(FlowStage):
         rope: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         """See `FlowStage.step`."""
+        if self._beyond:
+            return super().step(actions, step, context, rope)
         horizon = actions.shape[1]
         made = self._steps.get(horizon)
         if made is None:
@@ -241,11 +261,13 @@ class BracketedFlow(FlowStage):
         return made.buffers["velocity"].clone()
 
 
-def bracketed_stages(model: Any, dof: int, brackets: Brackets, runner: Runner) -> Stages:
-    """All stages by brackets, with one runner."""
+def bracketed_stages(
+    model: Any, dof: int, brackets: Brackets, runner: Runner, plain: Callable[[str], None] | None = None
+) -> Stages:
+    """All stages by brackets, with one runner; `plain` as `BracketedDecoder` takes it."""
     return Stages(
         BracketedVision(model.vision_backbone, runner),
-        BracketedDecoder(model.transformer, brackets, runner),
+        BracketedDecoder(model.transformer, brackets, runner, plain),
         BracketedFlow(model, dof, brackets, runner),
     )
 

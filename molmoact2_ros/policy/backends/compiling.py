@@ -2,61 +2,123 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.backends.build import Agreement, Say, exported, free_graphs, picture_sample
-from molmoact2_ros.policy.backends.cache import EngineCache
-from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.embodiments import Embodiment, embodiment
+from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported, free_graphs, picture_sample
+from molmoact2_ros.policy.backends.cache import EngineCache, default_root
+from molmoact2_ros.policy.checkpoint import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.reference import load_model, load_processor
 from molmoact2_ros.policy.stages.stage_set import torch_stages
 
-COMPILED = ("onnxruntime", "tensorrt")
-"""Backends that need files of their own."""
+PRECISIONS = {"onnxruntime": ("float32",), "tensorrt": ("bf16", "fp16")}
+"""What each backend that needs files of its own computes in; the first is its default."""
+
+TASK = "pick up the red cube"
 
 
 @dataclass(frozen=True)
-class Compilation:
-    """What `molmoact2 compile` was asked for; `tokens` widens the brackets for long tasks, 0 leaves them."""
+class Request:
+    """What `molmoact2 compile` was asked for; empty values stand for defaults, `tokens` widens the brackets.
 
+    Raises:
+        ValueError: the backend needs no compiling, or does not compute in this precision.
+    """
+
+    checkpoint: str = ""
     backend: str = "onnxruntime"
     precision: str = ""
+    robot: str = "so101"
+    norm_tag: str = ""
+    cameras: tuple[str, ...] = ()
     tokens: int = 0
+    cache: str = ""
+    self_test: bool = False
 
     def __post_init__(self) -> None:
-        known = {"onnxruntime": ("float32",), "tensorrt": ("bf16", "fp16", "fp8")}
-        if self.backend not in known:
-            raise ValueError(f"backend {self.backend!r} needs no compiling; use {' or '.join(COMPILED)}")
-        if self.precision and self.precision not in known[self.backend]:
+        if self.backend not in PRECISIONS:
+            raise ValueError(f"backend {self.backend!r} needs no compiling; use {' or '.join(PRECISIONS)}")
+        if self.precision == "fp8":
             raise ValueError(
-                f"backend {self.backend} has no precision {self.precision!r}; use {', '.join(known[self.backend])}"
+                "precision fp8 needs scales measured on pictures of the cell, which this version does not take; use "
+                "bf16 or fp16"
             )
+        if self.precision and self.precision not in PRECISIONS[self.backend]:
+            known = ", ".join(PRECISIONS[self.backend])
+            raise ValueError(f"backend {self.backend} has no precision {self.precision!r}; use {known}")
 
     @property
     def kind(self) -> str:
-        """The precision, or the backend's own where none was given."""
-        return self.precision or {"onnxruntime": "float32", "tensorrt": "bf16"}[self.backend]
+        """The precision, or the backend's default."""
+        return self.precision or PRECISIONS[self.backend][0]
+
+
+def run_compile(request: Request) -> bool:
+    """Compile as asked, with a progress display and a table; False where a graph was refused.
+
+    Raises:
+        BackendMissingError: the backend is not installed, or this machine cannot run it.
+        CheckpointError: the checkpoint does not fit.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    robot = embodiment(request.robot)
+    console = Console(stderr=True)
+    root = Path(request.cache).expanduser() if request.cache else default_root()
+    store = EngineCache(root, lambda text: console.print(text, highlight=False))
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def say(graph: str, doing: str) -> None:
+            if graph not in tasks:
+                tasks[graph] = bar.add_task("", total=1)
+            ended = doing in ("done", "kept")
+            words = {"kept": "was there already"}.get(doing, doing)
+            bar.update(tasks[graph], description=f"{graph}: {words}", completed=int(ended))
+
+        try:
+            if request.self_test:
+                rows = self_test(request, robot, say)
+            else:
+                rows = compile_checkpoint(_opened(request, robot), robot, request, store, say)
+        except ParityError as error:
+            bar.stop()
+            print(f"molmoact2: refused: {error}", file=sys.stderr)
+            return False
+    show(rows, Console())
+    kept = "of a small random model" if request.self_test else f"in {root}"
+    print(f"backend {request.backend}, {request.kind}: {len(rows)} comparisons agree; files {kept}")
+    return True
+
+
+def _opened(request: Request, robot: Embodiment) -> Checkpoint:
+    from molmoact2_ros.bringup import default_checkpoint
+
+    chosen = request.checkpoint or default_checkpoint(request.robot)
+    return open_checkpoint(chosen, robot, request.norm_tag or robot.norm_tag, request.cameras or None)
 
 
 def compile_checkpoint(
-    checkpoint: Checkpoint, robot: Embodiment, wanted: Compilation, store: EngineCache, say: Say
+    checkpoint: Checkpoint, robot: Embodiment, request: Request, store: EngineCache, say: Say
 ) -> list[Agreement]:
-    """Build what is missing of `wanted` and return how alike each graph is to torch.
+    """Build what is missing, and return how alike each graph is to the reference's weights in torch.
 
     Raises:
-        ParityError: a graph differs; what was good is kept.
-        BackendMissingError: the backend is not installed, or this machine has no GPU for it.
+        ParityError: a graph differs; the good ones before it are kept.
+        BackendMissingError: the backend is not installed, or this machine cannot run it.
     """
-    if wanted.backend == "tensorrt":
+    if request.backend == "tensorrt":
         from molmoact2_ros.policy.backends.tensorrt_build import build_engines
 
-        return build_engines(checkpoint, robot, wanted.kind, wanted.tokens, store, say)
+        return build_engines(checkpoint, robot, request.kind, request.tokens, store, say)
     model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, torch.device("cpu"), torch.float32)
     stages = torch_stages(model.model, robot.dof)
     graphs = free_graphs(stages, *picture_sample(load_processor(checkpoint.directory)))
@@ -66,32 +128,36 @@ def compile_checkpoint(
     ]
 
 
-def self_test(
-    wanted: Compilation, store: EngineCache, robot: Embodiment, say: Say, log: Callable[[str], None]
-) -> list[Agreement]:
-    """Compile a small random model and run a few calls of it against torch, from first picture to actions.
+def self_test(request: Request, robot: Embodiment, say: Say) -> list[Agreement]:
+    """Compile a small random model from nothing, and run whole calls of it against torch.
 
     Raises:
         ParityError: a stage, the codes or the actions differ.
     """
     from molmoact2_ros.benchmarking.random_model import write_random_checkpoint
-    from molmoact2_ros.policy import open_checkpoint
     from molmoact2_ros.policy.backends.trial import run_trial
 
     with tempfile.TemporaryDirectory() as scratch:
-        directory = write_random_checkpoint(Path(scratch), "small", robot, "pick up the red cube")
+        directory = Path(scratch) / "model"
+        directory.mkdir()
+        write_random_checkpoint(directory, "small", robot, TASK)
         opened = open_checkpoint(directory, robot, robot.norm_tag)
-        found = compile_checkpoint(opened, robot, wanted, store, say)
-        return [*found, *run_trial(opened, robot, wanted, store, log)]
+        store = EngineCache(Path(scratch) / "cache", lambda text: None)
+        found = compile_checkpoint(opened, robot, request, store, say)
+        say("whole calls", "running")
+        found += run_trial(opened, robot, request.backend, request.kind, store, TASK)
+        say("whole calls", "done")
+        return found
 
 
-def table(rows: Sequence[Agreement], console: Any) -> None:
+def show(rows: Sequence[Agreement], console: Any) -> None:
     """Print how alike every graph is."""
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
-    for name, side in (("stage", "left"), ("cosine", "right"), ("largest error", "right"), ("of", "right")):
-        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    shown.add_column("stage")
+    for name in ("cosine", "largest error", "largest value"):
+        shown.add_column(name, justify="right")
     for row in rows:
         shown.add_row(row.graph, f"{row.cosine:.7f}", f"{row.max_error:.2e}", f"{row.largest:.3g}")
     console.print(shown)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from molmoact2_ros.policy.backends.brackets import Brackets
+from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, Runner, bracketed_stages
 from molmoact2_ros.policy.backends.build import exported, free_graphs, picture_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
+from molmoact2_ros.policy.backends.captured import CapturedRunner, CompiledRunner
 from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.options import FastOptions
 from molmoact2_ros.policy.reference import load_processor, prompt_text
 from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
 
@@ -65,30 +67,50 @@ def open_stages(
     backend: str,
     checkpoint: Checkpoint,
     device: torch.device,
-    precision: str,
+    options: FastOptions | None = None,
     store: EngineCache | None = None,
     log: Callable[[str], None] = print,
 ) -> OpenStages:
     """What makes the stages of `backend` for `checkpoint` on `device`.
 
     Args:
-        precision: of the engines of tensorrt; "" for its default. The other backends compute as the model is loaded.
+        options: of these `compile`, `cuda_graphs` and `precision`.
         store: where compiled files are; by default the user's.
 
     Raises:
         BackendMissingError: it is not installed, or this machine cannot run it.
         ValueError: unknown backend.
     """
-    kept = store or EngineCache(default_root(), log)
+    kept, options = store or EngineCache(default_root(), log), options or FastOptions()
     if backend == "torch":
-        return torch_stages
+        return _torch(checkpoint, device, options, log)
     if backend == "onnxruntime":
         return _onnx(checkpoint, device, kept, log)
     if backend == "tensorrt":
         from molmoact2_ros.policy.backends.tensorrt_build import tensorrt_stages
 
-        return tensorrt_stages(checkpoint, device, precision or "bf16", kept, log)
+        return tensorrt_stages(checkpoint, device, options.precision or "bf16", kept, log)
     raise ValueError(f"backend {backend!r} has no stages; use {', '.join(STAGED)}")
+
+
+def _torch(
+    checkpoint: Checkpoint, device: torch.device, options: FastOptions, log: Callable[[str], None]
+) -> OpenStages:
+    graphs = options.cuda_graphs if options.cuda_graphs is not None else device.type == "cuda"
+    if not graphs and not options.compile:
+        return torch_stages
+
+    def opened(model: Any, dof: int) -> Stages:
+        runner: Runner = CompiledRunner(log) if options.compile else EagerRunner()
+        if graphs:
+            captured = CapturedRunner(runner, device, log)
+            if captured.reason and not options.compile:
+                return torch_stages(model, dof)
+            runner = captured
+        brackets = brackets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
+        return bracketed_stages(model, dof, brackets, runner, log)
+
+    return opened
 
 
 def _onnx(checkpoint: Checkpoint, device: torch.device, store: EngineCache, log: Callable[[str], None]) -> OpenStages:
