@@ -56,7 +56,7 @@ class FaultCell:
         self.direction = 1.0
         self.policy: Change = nothing
         self.driver: Change = as_it_is
-        self.blocked = self.acknowledging = False
+        self.blocked = self.acknowledging = self.policy_is_blind = False
         self.commands: list[tuple[float, np.ndarray]] = []
         self.states: list[DiagnosticStatus] = []
         node = self.node
@@ -90,10 +90,12 @@ class FaultCell:
 
     def chunk(self) -> JointTrajectory:
         """What a sound policy says now."""
-        away = float((self.position - ROBOT.rest_position)[ARM].mean())
+        with self.lock:
+            position = self.commands[-1][1] if self.policy_is_blind and self.commands else self.position
+        away = float((position - ROBOT.rest_position)[ARM].mean())
         if abs(away) > 0.35:
             self.direction = -float(np.sign(away))
-        message = swing(ROBOT, self.position, self.direction, SPEED)
+        message = swing(ROBOT, position, self.direction, SPEED)
         message.header.stamp = self.node.get_clock().now().to_msg()
         return message
 
@@ -138,7 +140,8 @@ class FaultCell:
     def begin(self) -> None:
         """DISARMED, with the arm at its rest pose and everything sound but no policy."""
         self.policy, self.driver = nothing, as_it_is
-        self.blocked, self.acknowledging = False, True
+        self.blocked = self.policy_is_blind = False
+        self.acknowledging = True
         if self.state == "ESTOPPED":
             self.press(False)
             wait_until(lambda: self.reset().success, lambda: f"the reset; it says {self.told()}")

@@ -32,8 +32,8 @@ class Fault:
     """`inject` does it; `state` and `reason` must follow. `bound`: of the movement, rad; None when motion goes on.
 
     `start` is how it begins: TRACKING, HOLDING or DISARMED. `refusal` must be in the last refusal of a chunk, `counter`
-    must have grown. `then` is checked afterwards; what it
-    returns is reported as the reason. `quick`: part of the default run.
+    must have grown. `then` is checked afterwards; what it returns is reported as the reason. `quick`: part of the
+    default run.
     """
 
     name: str
@@ -184,7 +184,8 @@ def flicker(message: JointState) -> None:
 
 
 def block(cell: FaultCell) -> None:
-    cell.blocked, cell.driver = True, edited(flicker)
+    """And the policy does not see it: it goes on from where the arm was told to be."""
+    cell.blocked, cell.driver, cell.policy_is_blind = True, edited(flicker), True
 
 
 def move_by_hand(cell: FaultCell) -> None:
