@@ -54,13 +54,17 @@ def hold(opened: Checkpoint, stages: OpenStages, changes: str, seed: int = 1, **
     return ours
 
 
-CASES: list[tuple[int, dict[str, Any]]] = [
-    (2, {}),
-    (1, {"num_depth_codes": 16, "depth_gate": True}),
-    (3, {"num_depth_codes": 16, "depth_gate": True, "depth_gate_per_layer": True}),
-    (2, {"qk_norm_type": "olmo", "text_heads": 4, "text_kv_heads": 2, "image_size": 42}),
-    (2, {"qk_norm_type": None, "depth_reasoning": False}),
-]
+def slow(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.slow)  # exporting takes seconds a graph
+
+
+GATED = {"num_depth_codes": 16, "depth_gate": True}
+EACH_LAYER_GATED = {**GATED, "depth_gate_per_layer": True}
+OLMO = {"qk_norm_type": "olmo", "text_heads": 4, "text_kv_heads": 2, "image_size": 42}
+NO_DEPTH = {"qk_norm_type": None, "depth_reasoning": False}
+
+CASES: list[Any] = [(2, {}), (1, GATED), (3, EACH_LAYER_GATED), (2, OLMO), (2, NO_DEPTH)]
+EXPORTED: list[Any] = [(2, {}), slow(1, GATED), (3, EACH_LAYER_GATED), slow(2, OLMO), slow(2, NO_DEPTH)]
 
 
 @pytest.fixture
@@ -68,17 +72,17 @@ def store(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path / "cache", lambda text: None)
 
 
-@pytest.mark.parametrize(("cameras", "sizes"), CASES)
+@pytest.mark.parametrize(("cameras", "sizes"), EXPORTED)
 def test_onnxruntime_answers_like_the_reference(
     tmp_path: Path, store: EngineCache, cameras: int, sizes: dict[str, Any]
 ) -> None:
     opened = checkpoint(tmp_path / "model", cameras, seed=cameras, **sizes)
-    hold(opened, open_stages("onnxruntime", opened, CPU, "", store, lambda text: None), "n=scpw")
+    hold(opened, open_stages("onnxruntime", opened, CPU, None, store, lambda text: None), "n=scpw")
 
 
 def test_onnxruntime_answers_like_the_reference_on_the_trained_cell(store: EngineCache) -> None:
     opened = open_checkpoint("so101_cell", ROBOT, ROBOT.norm_tag)
-    hold(opened, open_stages("onnxruntime", opened, CPU, "", store, lambda text: None), "n=cp", seed=7)
+    hold(opened, open_stages("onnxruntime", opened, CPU, None, store, lambda text: None), "n=cp", seed=7)
 
 
 def small_brackets(opened: Checkpoint) -> Brackets:
@@ -114,7 +118,7 @@ class ExportingRunner:
         self.runners[graph.name].run(graph, buffers)
 
 
-@pytest.mark.parametrize(("cameras", "sizes"), [CASES[0], CASES[3]])
+@pytest.mark.parametrize(("cameras", "sizes"), [slow(2, {}), (2, OLMO)])
 def test_graphs_of_fixed_sizes_answer_like_the_reference_and_fit_tensorrt(
     tmp_path: Path, cameras: int, sizes: dict[str, Any]
 ) -> None:
@@ -135,7 +139,7 @@ def test_many_models_in_onnxruntime(
     tmp_path: Path, store: EngineCache, cameras: int, norm: str | None, gate: dict[str, bool]
 ) -> None:
     opened = checkpoint(tmp_path / "model", cameras, seed=cameras, qk_norm_type=norm, num_depth_codes=100, **gate)
-    stages = open_stages("onnxruntime", opened, CPU, "", store, lambda text: None)
+    stages = open_stages("onnxruntime", opened, CPU, None, store, lambda text: None)
     hold(opened, stages, "n=cpdwpcn", seed=cameras)
 
 

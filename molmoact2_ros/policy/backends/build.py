@@ -80,15 +80,36 @@ def source_hash() -> str:
 
 def graph_key(checkpoint: Checkpoint, root: Path, graph: Graph, **more: Any) -> dict[str, Any]:
     """What decides the content of a graph's file."""
+    ports = [[port.name, list(port.shape), str(port.dtype)] for port in (*graph.inputs, *graph.outputs)]
+    return {"graph": graph.name, "ports": ports, **_content(checkpoint, root), **more}
+
+
+def _content(checkpoint: Checkpoint, root: Path) -> dict[str, Any]:
     files = [tensor.file for tensor in checkpoint.tensors.values()]
     return {
-        "graph": graph.name,
-        "ports": [[port.name, list(port.shape), str(port.dtype)] for port in (*graph.inputs, *graph.outputs)],
         "checkpoint": checkpoint_hash(checkpoint.directory, files, root),
         "source": source_hash(),
-        "versions": versions("torch", "onnx", "onnxscript", "lerobot"),
-        **more,
+        "versions": versions("torch", "onnx", "onnxscript", "onnxruntime", "lerobot"),
     }
+
+
+def exported_all(
+    graphs: Sequence[Graph], checkpoint: Checkpoint, store: EngineCache, say: Say
+) -> list[tuple[Graph, Path, Mapping[str, Any]]]:
+    """Like `exported`, all of them; and it is noted that they are complete, for `is_exported`."""
+    found = list(exported(graphs, checkpoint, store, say))
+    key = {"graph": "all", **_content(checkpoint, store.root)}
+    keys = [graph_key(checkpoint, store.root, graph, kind="onnx") for graph in graphs]
+    entry = store.find(key)
+    if entry is None or entry.facts["keys"] != keys:
+        store.make(key, lambda folder: {"keys": keys})
+    return found
+
+
+def is_exported(checkpoint: Checkpoint, store: EngineCache) -> bool:
+    """Whether every graph of this checkpoint is in `store`; no weight is loaded."""
+    entry = store.find({"graph": "all", **_content(checkpoint, store.root)})
+    return entry is not None and all(store.find(key) is not None for key in entry.facts["keys"])
 
 
 def picture_sample(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,18 +134,13 @@ def free_graphs(stages: Stages, pixels: torch.Tensor, table: torch.Tensor) -> li
 
 
 def exported(
-    graphs: Sequence[Graph], checkpoint: Checkpoint, store: EngineCache, say: Say, build: bool = True
+    graphs: Sequence[Graph], checkpoint: Checkpoint, store: EngineCache, say: Say
 ) -> Iterator[tuple[Graph, Path, Mapping[str, Any]]]:
-    """Each graph with its ONNX file and the facts noted about it; what is there already is not exported again.
-
-    With `build` False a missing graph is left out.
-    """
+    """Each graph with its ONNX file and the facts noted about it; what is there already is not exported again."""
     for graph in graphs:
         key = graph_key(checkpoint, store.root, graph, kind="onnx")
         entry = store.find(key)
         if entry is None:
-            if not build:
-                continue
 
             def write(folder: Path, graph: Graph = graph) -> Mapping[str, Any]:
                 say(graph.name, "exporting")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
-from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported, free_graphs, picture_sample
+from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported_all, free_graphs, picture_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
 from molmoact2_ros.policy.checkpoint import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.reference import load_model, load_processor
@@ -124,7 +124,7 @@ def compile_checkpoint(
     graphs = free_graphs(stages, *picture_sample(load_processor(checkpoint.directory)))
     return [
         Agreement(graph.name, facts["cosine"], facts["max_error"], facts["largest"])
-        for graph, _, facts in exported(graphs, checkpoint, store, say)
+        for graph, _, facts in exported_all(graphs, checkpoint, store, say)
     ]
 
 

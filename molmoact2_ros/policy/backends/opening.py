@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, Runner, bracketed_stages
-from molmoact2_ros.policy.backends.build import exported, free_graphs, picture_sample
+from molmoact2_ros.policy.backends.build import exported_all, free_graphs, is_exported, picture_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
 from molmoact2_ros.policy.backends.captured import CapturedRunner, CompiledRunner
 from molmoact2_ros.policy.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log
     if importlib.util.find_spec("onnxruntime") is None:
         log("backend torch: onnxruntime is not installed (pip install onnxruntime onnx onnxscript)")
         return "torch"
-    if not compiled(checkpoint, EngineCache(default_root(), log)):
+    if not is_exported(checkpoint, EngineCache(default_root(), log)):
         log(
             "backend torch: this checkpoint is not compiled for onnxruntime, which is faster on a CPU; run "
             f"molmoact2 compile --backend onnxruntime --checkpoint {checkpoint.directory}"
@@ -47,16 +47,6 @@ def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log
         return "torch"
     log("backend onnxruntime: the device is a CPU, and the checkpoint is compiled for it")
     return "onnxruntime"
-
-
-def compiled(checkpoint: Checkpoint, store: EngineCache) -> bool:
-    """Whether every graph of onnxruntime is in `store`, judged without loading a weight."""
-    from molmoact2_ros.policy.reference import empty_model
-
-    with torch.device("meta"):
-        model = empty_model(checkpoint.config)
-    graphs = _graphs(model.model, 1, checkpoint)
-    return len(list(exported(graphs, checkpoint, store, lambda *_: None, build=False))) == len(graphs)
 
 
 def _graphs(model: Any, dof: int, checkpoint: Checkpoint) -> list[Any]:
@@ -130,7 +120,7 @@ def _onnx(checkpoint: Checkpoint, device: torch.device, store: EngineCache, log:
         graphs = _graphs(model, dof, checkpoint)
         sessions = {
             graph.name: Session(path, torch.get_num_threads())
-            for graph, path, _ in exported(graphs, checkpoint, store, say)
+            for graph, path, _ in exported_all(graphs, checkpoint, store, say)
         }
         return onnx_stages(model, dof, graphs[0], sessions)
 
