@@ -22,6 +22,7 @@ from small_checkpoints import ROBOT
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, bracketed_stages
 from molmoact2_ros.policy.backends.cache import EngineCache
+from molmoact2_ros.policy.backends.captured import CompiledRunner
 from molmoact2_ros.policy.backends.export import export_graph
 from molmoact2_ros.policy.backends.graphs import Graph
 from molmoact2_ros.policy.backends.onnx_stages import OnnxRunner, Session
@@ -101,6 +102,14 @@ def test_padding_to_brackets_changes_no_answer(
 ) -> None:
     opened = checkpoint(tmp_path, cameras, seed=cameras, **sizes)
     hold(opened, bracketed(opened, EagerRunner()), "n=scpw", row_cost=row_cost)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_stages_answer_like_the_reference(tmp_path: Path, compiler: str) -> None:
+    opened = checkpoint(tmp_path, 2, seed=3, num_depth_codes=16, depth_gate=True)
+    said: list[str] = []
+    hold(opened, bracketed(opened, CompiledRunner(said.append, compiler)), "nc")
+    assert not said, "every graph compiled"
 
 
 class ExportingRunner:
