@@ -274,6 +274,10 @@ def wired_parameters(robot: str, folder: str) -> dict[str, Value]:
     if robot == "yam":
         channels: dict[str, Value] = {f"{side}_channel": f"{folder}/can_{side}" for side in ("left", "right")}
         return {**channels, "can_interface": "molmoact2_link", "retry_s": 0.3}
+    if robot == "franka":
+        from molmoact2_ros.simulation.emulators.wired import fci_address
+
+        return {"robot_ip": fci_address(Path(folder).name), "realtime": False, "retry_s": 0.3}
     raise ValueError(f"there is no emulated bus for {robot}; leave out wire")
 
 

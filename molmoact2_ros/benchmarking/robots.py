@@ -51,7 +51,7 @@ SO101_CASES = (
     Case("limp 2", "FAULT", 1.5, "a servo switches off its torque"),
 )
 YAM_CASES = (
-    Case("lost 0.005", "TRACKING", 5.0, "5 of 1000 frames get lost: i2rt asks again"),
+    Case("lost 0.001", "TRACKING", 5.0, "1 of 1000 frames gets lost: i2rt asks again"),
     Case("silent 3", "HOLDING", 1.0, "a motor of the left arm does not answer"),
     Case("lost 1", "HOLDING", 1.0, "every frame of the left bus gets lost"),
     Case("delay 0.02", "HOLDING", 1.0, "every answer on the left bus 20 ms late"),
@@ -59,6 +59,14 @@ YAM_CASES = (
     Case("frozen 1", "FAULT", 6.0, "an encoder of the left arm repeats its last value"),
     Case("hot 4", "FAULT", 1.5, "a motor of the left arm is at 85 degrees C"),
     Case("overheat 4", "HOLDING", 1.5, "a motor of the left arm switches itself off at 105 degrees C"),
+)
+FRANKA_CASES = (
+    Case("lost 0.02", "TRACKING", 5.0, "2 of 100 packets get lost"),
+    Case("silent", "HOLDING", 1.0, "the control box sends no state"),
+    Case("unplug", "HOLDING", 1.0, "the control box leaves the network, and comes back"),
+    Case("frozen", "FAULT", 8.0, "the encoders repeat their last value"),
+    Case("reflex", "FAULT", 1.5, "the robot stops itself by reflex; driver/recover"),
+    Case("user_stop", "ESTOPPED", 1.0, "the user stop is pressed, and released"),
 )
 PLANS = {
     "so101": Plan(
@@ -70,6 +78,11 @@ PLANS = {
         "i2rt on two emulated CAN buses with seven Damiao motors each",
         (0.4, 0.1, 0.1, 0.15, 0.2, 0.3, 0.01) * 2,
         YAM_CASES,
+    ),
+    "franka": Plan(
+        "pylibfranka on an emulated control box (FCI version 10) with a Franka Hand",
+        (0.3, 0.1, 0.1, 0.15, 0.2, 0.2, 0.3, 0.0),
+        FRANKA_CASES,
     ),
 }
 

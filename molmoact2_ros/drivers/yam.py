@@ -52,7 +52,7 @@ class YamConfig:
     gripper_force: float = 50.0
     temperature_warn: float = 65.0
     temperature_limit: float = 80.0
-    cycle_s: float = 0.05
+    cycle_s: float = 0.1
     start_s: float = 30.0
 
 

@@ -7,6 +7,7 @@ be proven fresh are not published, and the executor then stops by itself.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -68,6 +69,8 @@ class ArmNode(MolmoNode):
         # As in the executor: the latched one reaches a late driver, the plain one hears a bare `ros2 topic pub`.
         self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
         self.listen(Bool, "e_stop", self._on_e_stop, RELIABLE)
+        # Threads that wait for a bus for a moment must not wait five milliseconds for the interpreter.
+        sys.setswitchinterval(5e-4)
         self._thread = DriverThread(DriverLoop(driver, config, self._publish))
         self._thread.start()
         self._watch_timer = self.create_timer(STATE_S, self._watch)

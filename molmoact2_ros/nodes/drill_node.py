@@ -20,7 +20,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from molmoact2_ros.benchmarking.motion_lag import lag_s
@@ -75,6 +75,8 @@ class DrillNode(MolmoNode):
         self.listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
         self.listen(DiagnosticStatus, "driver/state", self._on_driver, LATCHED)
         self._arm_client = self.create_client(SetBool, "executor/arm")
+        self._reset_client = self.create_client(Trigger, "executor/reset_e_stop")
+        self._recover_client = self.create_client(Trigger, "driver/recover")
 
     def start(self) -> None:
         self.every(CHUNK_S, self._send_chunk)
@@ -171,6 +173,19 @@ class DrillNode(MolmoNode):
         self._wait(lambda: bool(answers), "an answer of executor/arm", 10.0)
         return "" if answers[0].success else str(answers[0].message)
 
+    def _ask(self, client: Any) -> None:
+        """Call a Trigger service until it succeeds."""
+        assert client.wait_for_service(10.0), f"no service {client.srv_name}"
+        deadline = time.monotonic() + 10.0
+        while True:
+            answers: list[Any] = []
+            client.call_async(Trigger.Request()).add_done_callback(lambda done, to=answers: to.append(done.result()))
+            self._wait(lambda heard=answers: bool(heard), f"an answer of {client.srv_name}", 10.0)  # type: ignore[misc]
+            if answers[0].success:
+                return
+            if time.monotonic() > deadline or self._ended.wait(0.1):
+                raise RuntimeError(f"{client.srv_name} refused: {answers[0].message}")
+
     def _arm(self) -> None:
         """Arm, and wait until the arm moves around the pose of the first time."""
         if self._home is None:
@@ -225,7 +240,15 @@ class DrillNode(MolmoNode):
         self._fault.publish(String(data="none"))
         begun = time.monotonic()
         if self._state in ("FAULT", "ESTOPPED"):
+            if "driver/recover" in self._reason:
+                self._ask(self._recover_client)
             self._wait(lambda: self._driver == "ok", "a sound driver", 20.0)
+        if self._state == "ESTOPPED":
+            self._ask(self._reset_client)
+            self._wait(lambda: self._state == "DISARMED", "DISARMED", 10.0)
+            found["recovery"] = "reset and arm"
+            self._arm()
+        elif self._state == "FAULT":
             if refusal := self._call_arm(False):
                 raise RuntimeError(f"cannot disarm: {refusal}")
             self._wait(lambda: self._state == "DISARMED", "DISARMED", 10.0)

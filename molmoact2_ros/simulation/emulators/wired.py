@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -118,7 +121,7 @@ class YamWire:
     FAULTS: tuple[str, ...] = (
         "silent 3",
         "frozen 1",
-        "lost 0.005",
+        "lost 0.001",
         "lost 1",
         "delay 0.02",
         "hot 4",
@@ -180,5 +183,70 @@ class YamWire:
             bus.__exit__()
 
 
-WIRES: dict[str, Callable[[Path, Callable[[Array], None], Array], Wire]] = {"so101": So101Wire, "yam": YamWire}
+class FrankaWire:
+    """Franka's control box in a process of its own, on a loopback address that belongs to the folder's name.
+
+    Args:
+        folder: its name picks the address; the file `address` in it holds it.
+        command: sets the cell's targets (8,), rad and m.
+        start: encoders until the first report, (8,).
+    """
+
+    FAULTS: tuple[str, ...] = ("lost 0.02", "silent", "frozen", "reflex", "user_stop", "unplug")
+
+    def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
+        from molmoact2_ros.simulation.emulators.fci import FciLink
+
+        self._command = command
+        name = folder.name
+        self._link = FciLink(f"{name}_fci", create=True)
+        self._link.positions[:] = self._link.targets[:] = start
+        self.address = fci_address(name)
+        module = "molmoact2_ros.simulation.emulators.fci"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, self.address, f"{name}_fci"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        if "ready" not in self._process.stdout.readline():
+            self.close()
+            raise RuntimeError(f"the emulated control box did not start on {self.address}")
+
+    def measured(self, positions: Array, velocities: Array) -> None:
+        """See `Wire`."""
+        self._link.positions[:], self._link.velocities[:] = positions, velocities
+        if self._link.driven:
+            self._command(self._link.targets.copy())
+
+    def fault(self, text: str) -> None:
+        """See `Wire`; the figure of `lost` is a share of the packets."""
+        from molmoact2_ros.simulation.emulators.fci import Fault
+
+        name, figure = switch(text, self.FAULTS)
+        self._link.fault = Fault[name.upper()], figure
+
+    def close(self) -> None:
+        """See `Wire`."""
+        self._process.terminate()
+        try:
+            self._process.wait(3.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._link.close()
+
+
+def fci_address(name: str) -> str:
+    """A loopback address for the control box called `name`, so that several can run on one machine."""
+    code = zlib.crc32(name.encode())
+    return f"127.{64 + code % 64}.{code // 64 % 250 + 1}.{code // 16000 % 250 + 1}"
+
+
+WIRES: dict[str, Callable[[Path, Callable[[Array], None], Array], Wire]] = {
+    "so101": So101Wire,
+    "yam": YamWire,
+    "franka": FrankaWire,
+}
 """Emulated buses by robot."""
