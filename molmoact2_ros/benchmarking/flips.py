@@ -44,4 +44,3 @@ def count_flips(half: Any, whole: Any, state: NDArray[np.float64], cameras: int,
         largest = max([largest, *margin.cpu()[flipped].tolist()])
         margins += margin.tolist()
     return Flips(len(margins), differing, float(np.median(margins)), largest, frames, apart)
-

@@ -10,6 +10,7 @@ import copy
 import gc
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, calls
 from molmoact2_ros.benchmarking.random_model import FULL_BYTES, random_config, random_model, write_random_checkpoint
 from molmoact2_ros.embodiments import Embodiment, embodiment
-from molmoact2_ros.policy import BACKENDS, open_checkpoint
+from molmoact2_ros.policy import open_checkpoint
 
+BACKENDS = ("torch", "onnxruntime", "tensorrt", "reference")
+"""What can be measured, where it is installed and the machine can run it."""
 STAGES = ("preprocess", "vision", "prefill", "depth", "flow", "total")
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Of the depth cells, that changed since the last call."""
@@ -186,12 +189,13 @@ class _Bench:
 
     def __init__(self, settings: Settings, robot: Embodiment, scratch: Path, device: Any, dtype: Any) -> None:
         self.settings, self.robot, self.device, self.dtype = settings, robot, device, dtype
+        self.scratch = scratch
         self.on_device = settings.size == "full" and not settings.checkpoint
         """The weights are made where they are used, and lie in no file."""
         chosen: str | Path = settings.checkpoint
         if not chosen:
             chosen = write_random_checkpoint(
-                scratch, settings.size, robot, TASK, horizon=settings.chunk, weights=not self.on_device
+                scratch / "checkpoint", settings.size, robot, TASK, horizon=settings.chunk, weights=not self.on_device
             )
         opened = open_checkpoint(chosen, robot, robot.norm_tag)
         names = [*opened.cameras, "side", "rear"][: settings.cameras]
@@ -202,7 +206,7 @@ class _Bench:
         """Every backend in turn; the first of ours says what the codes are."""
         from molmoact2_ros.benchmarking.memory import peak_bytes, start_peak
 
-        backends = self.settings.backends or self._available()
+        backends = self.settings.backends or BACKENDS
         # The calls come from a backend of ours: torch unless another one alone was asked for.
         backends = tuple(sorted(backends, key=lambda name: (name == "reference", name != "torch")))
         cases = self._cases()
@@ -215,9 +219,6 @@ class _Bench:
                     rows += [lane.row() for lane in self._measure(backend, models, cases)]
                     peaks[backend] = peak_bytes(self.device)
         return Measured(rows, peaks, self._half())
-
-    def _available(self) -> tuple[str, ...]:
-        return BACKENDS
 
     def _cases(self) -> dict[str, list[Call]]:
         """The calls of every case, as many as there are rounds."""
@@ -265,19 +266,29 @@ class _Bench:
         weights; None, and a line that says why, where this machine cannot run the backend."""
         import torch
 
+        from molmoact2_ros.policy.backends.opening import BackendMissingError
         from molmoact2_ros.policy.fast_model import FastModel
         from molmoact2_ros.policy.reference import ReferenceModel
 
         plain = replace(self.opened, depth_side=None)
-        loaded = self._weights()
         first = self.opened
+        try:
+            open_these = None if backend == "reference" else self._stages(backend)
+        except BackendMissingError as error:
+            if backend in self.settings.backends:
+                raise
+            print(f"not measured: {error}", file=sys.stderr)
+            yield None
+            return
+        loaded = self._weights()
         thinking: Any
         if backend == "reference":
             thinking = ReferenceModel(first, self.device, self.dtype, loaded)
             base = copy.copy(thinking)
             base.checkpoint = plain
         else:
-            thinking = FastModel(first, self.device, self.dtype, _quiet, None, _stages(backend), loaded)
+            assert open_these is not None
+            thinking = FastModel(first, self.device, self.dtype, _quiet, None, open_these, loaded)
             stages, weights = thinking.stages, thinking.model
             base = FastModel(plain, self.device, self.dtype, _quiet, None, lambda *_: stages, weights)
         try:
@@ -287,6 +298,17 @@ class _Bench:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _stages(self, backend: str) -> Any:
+        from molmoact2_ros.policy.backends.cache import EngineCache, default_root
+        from molmoact2_ros.policy.backends.opening import BackendMissingError, open_stages
+
+        if self.on_device and backend != "torch":
+            raise BackendMissingError(f"backend {backend} compiles files, and the full-size random model lies in none")
+        # What is compiled for a random model is of no use to anybody later; a cache that was named is used all the same.
+        named = self.settings.checkpoint or os.environ.get("MOLMOACT2_CACHE")
+        root = default_root() if named else self.scratch / "compiled"
+        return open_stages(backend, self.opened, self.device, None, EngineCache(root, _quiet), _quiet)
 
     def _weights(self) -> Any:
         if not self.on_device:
@@ -349,14 +371,6 @@ class _Lane:
 
 def _differing(before: NDArray[np.int64] | None, after: NDArray[np.int64] | None) -> int:
     return 0 if before is None or after is None else int((before != after).sum())
-
-
-def _stages(backend: str) -> Any:
-    from molmoact2_ros.policy.stages.stage_set import torch_stages
-
-    if backend == "torch":
-        return torch_stages
-    raise ValueError(f"backend {backend!r} cannot be measured")
 
 
 def _where(device: Any, dtype: Any) -> str:

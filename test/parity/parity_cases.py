@@ -73,6 +73,7 @@ def counting(opened: Checkpoint) -> Checkpoint:
             weight[1:4] = 0.0
         # Of one length, so that the norm before the layer leaves every code the same.
         table = text.wte.embedding
+        table[codes, :4] = 0.0
         table[codes] *= 4.0 / table[codes].norm(dim=-1, keepdim=True)
         table[codes, 0], table[codes, told] = 1.0, 1.0
         table[config.action_output_token_id, 3] = 1.0
