@@ -305,7 +305,7 @@ class _Bench:
 
         if self.on_device and backend != "torch":
             raise BackendMissingError(f"backend {backend} compiles files, and the full-size random model lies in none")
-        # What is compiled for a random model is of no use to anybody later; a cache that was named is used all the same.
+        # What is compiled for a random model is of no use to anybody later; a cache that was named is used though.
         named = self.settings.checkpoint or os.environ.get("MOLMOACT2_CACHE")
         root = default_root() if named else self.scratch / "compiled"
         return open_stages(backend, self.opened, self.device, None, EngineCache(root, _quiet), _quiet)
