@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,10 +36,12 @@ class NodeProcess:
         module: such as `molmoact2_ros.nodes.executor_node`.
         arguments: command line, usually that of `ros_arguments`.
         log: file for standard output and error.
+        packages: directories whose Python packages and libraries the node may load as well.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], log: Path, packages: Sequence[Path] = ()) -> None:
         self._module, self._arguments, self._log = module, list(arguments), log
+        self._packages = [str(path) for path in packages]
         self.popen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> NodeProcess:
@@ -48,9 +51,15 @@ class NodeProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=node_environment(),
+                env=self._environment(),
             )
         return self
+
+    def _environment(self) -> dict[str, str]:
+        env = node_environment()
+        for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
+            env[name] = os.pathsep.join(filter(None, (env.get(name, ""), *self._packages)))
+        return env
 
     def __exit__(self, *_: object) -> None:
         self.interrupt()

@@ -427,7 +427,7 @@ class Executor:
     def _watch_horizon(self, now_ns: int) -> None:
         """What has moved the arm comes to its end."""
         state = self._supervisor.state
-        if self._ramp is not None and self._ramp.finished(now_ns):
+        if self._ramp is not None and (self._ramp.reached(self._limiter.motion) or self._ramp.finished(now_ns)):
             self._stop(Event.ARRIVED, "at the start pose; waiting for an action chunk", now_ns)
         if state not in FOLLOWING or self._ramp is not None:
             return

@@ -14,6 +14,10 @@ Array = NDArray[np.float64]
 
 SHARE = 0.5
 """Share of the acceleration and jerk limits that a ramp needs at most."""
+REACHED = 1e-5
+"""How near is there, rad."""
+PATIENCE_S = 2.0
+"""After a late tick the limits need a while to catch up with the ramp; no longer than this."""
 
 
 class Ramp:
@@ -27,6 +31,7 @@ class Ramp:
     ) -> None:
         self._start, self._way = start.copy(), goal - start
         self._way[list(grippers)] = 0.0
+        self._moving = np.array([j for j in range(len(start)) if j not in grippers])
         self._at_ns = at_ns
         way = np.abs(self._way)
         # The peaks of the quintic 10 x^3 - 15 x^4 + 6 x^5: 1.875, 5.774 and 60.
@@ -40,8 +45,14 @@ class Ramp:
         )
 
     def finished(self, now_ns: int) -> bool:
-        """True when the pose is reached."""
-        return (now_ns - self._at_ns) * 1e-9 >= self.duration_s
+        """True when the pose should have been reached long ago."""
+        return (now_ns - self._at_ns) * 1e-9 >= self.duration_s + PATIENCE_S
+
+    def reached(self, motion: Motion) -> bool:
+        """True when `motion` (dof,) rests at the pose; grippers do not count."""
+        arm = self._moving
+        still = not (motion.velocity[arm].any() or motion.acceleration[arm].any())
+        return still and bool(np.abs(motion.position - self._start - self._way)[arm].max() <= REACHED)
 
     def sample(self, now_ns: int, after_s: Array | float = 0.0) -> Motion:
         """The motion (..., dof) at `now_ns` + `after_s` (...)."""

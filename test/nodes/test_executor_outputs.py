@@ -1,0 +1,344 @@
+"""The forms of the executor's commands over real ROS 2: trajectories, and grippers behind action servers.
+
+control_msgs and franka_msgs have no wheel: the tests build them from the wire facts (`ros_interfaces`), with the types'
+own hashes, so that what is sent here is what a real server would get.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Duration
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from ros_interfaces import load_interfaces
+from ros_process import Companion, NodeProcess, ros_arguments, wait_until
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.execution.rolling_piece import TAIL
+from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+
+START_S = 90.0
+PATIENCE = {"max_tick_gap_s": 2.0, "joint_state_timeout_s": 2.0}
+"""Wide enough for a loaded machine."""
+
+
+@pytest.fixture(scope="module")
+def packages() -> Path:
+    return load_interfaces()
+
+
+class Server:
+    """A gripper's action server: takes every goal, or refuses the first ones, and keeps it until it is cancelled."""
+
+    def __init__(self, node: Any, kind: Any, name: str, refuse: int = 0, keep: bool = False) -> None:
+        self.goals: list[Any] = []
+        self.cancelled = 0
+        self._kind, self._refuse, self._keep = kind, refuse, keep
+        self._server = ActionServer(
+            node, kind, name, self._execute, goal_callback=self._on_goal, cancel_callback=self._on_cancel,
+            handle_accepted_callback=self._accepted,
+        )  # fmt: skip
+
+    def _on_goal(self, goal: Any) -> GoalResponse:
+        self.goals.append(goal)
+        return GoalResponse.REJECT if len(self.goals) <= self._refuse else GoalResponse.ACCEPT
+
+    def _on_cancel(self, _: Any) -> CancelResponse:
+        self.cancelled += 1
+        return CancelResponse.ACCEPT
+
+    def _accepted(self, handle: Any) -> None:
+        if not self._keep:
+            handle.execute()
+
+    def _execute(self, handle: Any) -> Any:
+        handle.succeed()
+        return self._kind.Result()
+
+
+class Cell:
+    """An arm that does at once what it is told, in whatever form, and a policy of one chunk."""
+
+    def __init__(self, companion: Companion, robot_name: str) -> None:
+        self.robot = embodiment(robot_name)
+        self.companion, self.node = companion, companion.node
+        self.position = self.robot.rest_position.copy()
+        self.rows: np.ndarray | None = None
+        self.states: list[DiagnosticStatus] = []
+        self.trajectories: list[JointTrajectory] = []
+        self.lock = threading.Lock()
+        node = self.node
+        self.joint_states = node.create_publisher(JointState, "joint_states", SENSOR)
+        self.chunks = node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.e_stop = node.create_publisher(Bool, "e_stop", LATCHED)
+        node.create_subscription(DiagnosticStatus, "executor/state", self.states.append, LATCHED)
+        node.create_subscription(JointTrajectory, "arm/joint_trajectory", self._on_trajectory, RELIABLE)
+        node.create_subscription(Float64MultiArray, "arm/commands", self._on_command, RELIABLE)
+        node.create_timer(0.01, self._read)
+        node.create_timer(0.1, self._infer)
+
+    @property
+    def arm_joints(self) -> list[int]:
+        return [j for j in range(self.robot.dof) if j not in self.robot.gripper_indices]
+
+    def _on_trajectory(self, message: JointTrajectory) -> None:
+        self.trajectories.append(message)
+        with self.lock:
+            self.position[self.arm_joints] = message.points[len(message.points) - TAIL - 1].positions
+
+    def _on_command(self, message: Float64MultiArray) -> None:
+        with self.lock:
+            self.position[self.arm_joints if len(message.data) < self.robot.dof else slice(None)] = message.data
+
+    def _read(self) -> None:
+        message = JointState(name=list(self.robot.joint_names), position=array("d", self.position))
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        self.joint_states.publish(message)
+
+    def _infer(self) -> None:
+        if self.rows is None:
+            return
+        message = JointTrajectory(joint_names=list(self.robot.joint_names))
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        for i, row in enumerate(self.rows):
+            due = round((i + 1) / self.robot.rate_hz * 1e9)
+            due = Duration(sec=due // 1_000_000_000, nanosec=due % 1_000_000_000)
+            message.points.append(JointTrajectoryPoint(positions=array("d", row), time_from_start=due))
+        self.chunks.publish(message)
+
+    def ask(self, gripper: float, index: int = 0, joint: float = 0.0) -> None:
+        """From now on the policy wants the rest pose, a joint moved by `joint` rad, and one gripper at a share."""
+        rows = np.tile(self.robot.rest_position, (self.robot.horizon, 1))
+        rows[:, 0] += joint
+        j = self.robot.gripper_indices[index]
+        lower, upper = self.robot.limits.lower[j], self.robot.limits.upper[j]
+        rows[:, j] = lower + gripper * (upper - lower)
+        self.rows = rows
+
+    @property
+    def state(self) -> str:
+        return self.states[-1].message if self.states else "nothing"
+
+    def value(self, key: str) -> str:
+        return next(pair.value for pair in self.states[-1].values if pair.key == key)
+
+    def told(self) -> str:
+        return f"{self.state}: {self.value('reason')}" if self.states else "nothing"
+
+    def await_state(self, state: str, reason: str = "") -> None:
+        wait_until(
+            lambda: self.state == state and reason in self.value("reason"),
+            lambda: f"{state} ({reason}); it says {self.told()}",
+            30.0,
+        )
+
+    def arm(self) -> None:
+        answer = self.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
+        assert answer.success, answer.message
+
+    def await_chunks(self, count: int) -> None:
+        """Wait until so many more chunks have been followed: a goal a chunk, or a tick, would show."""
+        seen = int(self.value("chunks_accepted"))
+        wait_until(lambda: int(self.value("chunks_accepted")) >= seen + count, "chunks to be followed", 30.0)
+
+
+class Running:
+    """An executor process of a robot with these parameters, and its cell. Use as a context manager."""
+
+    def __init__(self, robot: str, log: Path, packages: Path | None, **parameters: object) -> None:
+        arguments = ros_arguments({"robot": robot, **PATIENCE, **parameters}, f"/{robot}")
+        paths = [] if packages is None else [packages]
+        self.robot = robot
+        self.process = NodeProcess("molmoact2_ros.nodes.executor_node", arguments, log, paths)
+        self.companion = Companion(namespace=f"/{robot}")
+
+    def __enter__(self) -> Running:
+        self.companion.__enter__()
+        self.cell = Cell(self.companion, self.robot)
+        self.process.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.__exit__()
+        self.companion.__exit__()
+
+    def ready(self) -> Cell:
+        wait_until(lambda: self.cell.state == "DISARMED", lambda: f"the executor; {self.process.output}", START_S)
+        wait_until(
+            lambda: float(self.cell.value("joint_state_age_ms") or 1e9) < 500.0,
+            "readings to reach the executor",
+            START_S,
+        )
+        return self.cell
+
+
+@pytest.fixture
+def franka(packages: Path, tmp_path: Path) -> Iterator[tuple[Running, Server, Server]]:
+    from franka_msgs.action import Grasp, Move
+
+    parameters = {
+        "output": "joint_trajectory",
+        "command_topic": "arm/joint_trajectory",
+        "gripper_output": "franka_gripper",
+        "gripper_actions": ["franka_gripper"],
+        "gripper_effort": 30.0,
+        "max_tracking_error": 0.5,
+    }
+    with Running("franka", tmp_path / "log", packages, **parameters) as running:
+        node = running.companion.node
+        yield running, Server(node, Grasp, "franka_gripper/grasp"), Server(node, Move, "franka_gripper/move")
+
+
+def test_franka_gets_rolling_trajectories_and_one_grasp_a_decision(franka: tuple[Running, Server, Server]) -> None:
+    running, grasp, move = franka
+    cell = running.ready()
+    cell.arm()
+    cell.await_state("HOLDING")
+    cell.ask(gripper=1.0, joint=0.2)
+    wait_until(lambda: cell.position[0] > 0.19, lambda: f"the arm to move; {cell.told()}", 30.0)
+    assert grasp.goals == [] and move.goals == [], "open it was, open it stays"
+
+    cell.ask(gripper=0.0, joint=0.2)
+    wait_until(lambda: grasp.goals, "a grasp", 30.0)
+    cell.ask(gripper=0.3, joint=0.2)  # not yet open
+    cell.await_chunks(8)
+    assert len(grasp.goals) == 1 and move.goals == []
+    goal = grasp.goals[0]
+    assert (goal.width, goal.speed, goal.force) == (pytest.approx(0.0, abs=1e-5), 0.1, 30.0)
+    assert (goal.epsilon.inner, goal.epsilon.outer) == (0.08, 0.08), "an object of any width counts"
+
+    cell.ask(gripper=0.9, joint=0.2)
+    wait_until(lambda: move.goals, "a move", 30.0)
+    cell.await_chunks(5)
+    assert len(grasp.goals) == 1 and len(move.goals) == 1
+    assert move.goals[0].width == pytest.approx(0.08, abs=1e-5), "twice the way of a finger"
+
+    # What a JointTrajectoryController of Jazzy asks of a trajectory.
+    for message in cell.trajectories:
+        assert list(message.joint_names) == [f"fr3_joint{i}" for i in range(1, 8)]
+        times = [point.time_from_start.sec * 10**9 + point.time_from_start.nanosec for point in message.points]
+        assert times[0] == 0 and np.all(np.diff(times) > 0)
+        assert not any(message.points[-1].velocities) and not any(message.points[-1].accelerations)
+        assert all(len(point.positions) == len(point.accelerations) == 7 for point in message.points)
+    stamps = np.array([m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in cell.trajectories])
+    steps = np.diff(stamps)
+    assert np.all(steps > 0) and np.median(steps) == pytest.approx(10_000_000, abs=100)
+    # Successive pieces agree on the moments that they share: taking one over is no step.
+    shared = 0
+    for before, after, step in zip(cell.trajectories, cell.trajectories[1:], steps, strict=False):
+        if abs(step - 10_000_000) < 1000:
+            np.testing.assert_array_equal(before.points[1].positions, after.points[0].positions)
+            shared += 1
+    assert shared > 50
+
+
+def test_yam_parallel_grippers_get_goals_of_their_own(packages: Path, tmp_path: Path) -> None:
+    from control_msgs.action import ParallelGripperCommand
+
+    parameters = {
+        "command_topic": "arm/commands",
+        "gripper_output": "parallel_gripper_command",
+        "gripper_actions": ["left/gripper", "right/gripper"],
+        "gripper_effort": 0.0,
+        "max_tracking_error": 0.5,
+    }
+    with Running("yam", tmp_path / "log", packages, **parameters) as running:
+        left, right = (
+            Server(running.companion.node, ParallelGripperCommand, f"{s}/gripper") for s in ("left", "right")
+        )
+        cell = running.ready()
+        cell.arm()
+        cell.await_state("HOLDING")
+        cell.ask(gripper=0.0, index=1)
+        wait_until(lambda: right.goals, lambda: f"a goal; {cell.told()}", 30.0)
+        cell.await_chunks(8)
+        assert left.goals == [], "it is where the policy wants it"
+        assert len(right.goals) <= 2
+        command = right.goals[-1].command
+        assert list(command.name) == ["right_gripper"]
+        assert list(command.position) == pytest.approx([0.0], abs=1e-5)
+        assert list(command.effort) == []
+
+
+def test_a_gripper_command_that_is_refused_is_tried_again_and_an_e_stop_cancels_it(
+    packages: Path, tmp_path: Path
+) -> None:
+    from control_msgs.action import GripperCommand
+
+    parameters = {
+        "command_topic": "arm/commands",
+        "gripper_output": "gripper_command",
+        "gripper_actions": ["gripper_action"],
+        "gripper_effort": 5.0,
+        "max_tracking_error": 0.5,
+    }
+    with Running("so101", tmp_path / "log", packages, **parameters) as running:
+        server = Server(running.companion.node, GripperCommand, "gripper_action", refuse=1, keep=True)
+        cell = running.ready()
+        cell.arm()
+        cell.await_state("HOLDING")
+        cell.ask(gripper=1.0)
+        wait_until(lambda: len(server.goals) == 2, lambda: f"the goal to come again; {cell.told()}", 30.0)
+        upper = cell.robot.limits.upper[5]
+        for goal in server.goals:
+            assert goal.command.position == pytest.approx(upper, abs=1e-5)
+            assert goal.command.max_effort == 5.0
+        assert running.process.output.count("its action server refused the goal") == 1
+        cell.await_chunks(3)
+        cell.rows = None
+        cell.e_stop.publish(Bool(data=True))
+        wait_until(lambda: server.cancelled == 1, lambda: f"the goal to be cancelled; {cell.told()}", 30.0)
+        assert len(server.goals) == 2
+
+
+def test_a_missing_package_is_named_in_one_line_and_nothing_starts(tmp_path: Path) -> None:
+    for output, package in (("gripper_command", "control_msgs"), ("franka_gripper", "franka_msgs")):
+        parameters = {"gripper_output": output, "gripper_actions": ["gripper"]}
+        with Running("franka", tmp_path / output, None, **parameters) as running:
+            popen = running.process.popen
+            assert popen is not None
+            wait_until(lambda p=popen: p.poll() is not None, "the node to end", START_S)
+            lines = [line for line in running.process.output.splitlines() if "cannot configure" in line]
+            assert popen.returncode == 1
+            assert len(lines) == 1 and f"needs {package}/action/" in lines[0]
+            assert f"install ros-jazzy-{package.replace('_', '-')}, or set gripper_output to in_array" in lines[0]
+
+
+def test_the_ramp_and_the_drivers_acknowledgement_over_ros(tmp_path: Path) -> None:
+    pose = embodiment("so101").rest_position + np.array([0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
+    parameters = {
+        "command_topic": "arm/commands",
+        "start_pose": pose.tolist(),
+        "start_tolerance": 0.1,
+        "acknowledgement_timeout_s": 1.0,
+        "ramp_speed": 0.5,
+    }
+    with Running("so101", tmp_path / "log", None, **parameters) as running:
+        cell = running.ready()
+        acknowledgement = cell.node.create_publisher(JointState, "driver/acknowledgement", SENSOR)
+        answering = cell.node.create_timer(0.05, lambda: acknowledgement.publish(JointState(header=_header(cell))))
+        answer = cell.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
+        assert not answer.success and "call executor/go_to_start" in answer.message
+        answer = cell.companion.call(Trigger, "executor/go_to_start", Trigger.Request(), 30.0)
+        assert answer.success, answer.message
+        cell.await_state("HOLDING", "at the start pose")
+        np.testing.assert_allclose(cell.position[:5], pose[:5], atol=1e-4)
+        answering.cancel()
+        cell.await_state("FAULT", "driver has acknowledged no command")
+
+
+def _header(cell: Cell) -> Any:
+    message = JointState()
+    message.header.stamp = cell.node.get_clock().now().to_msg()
+    return message.header
