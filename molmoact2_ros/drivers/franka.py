@@ -95,8 +95,10 @@ class FrankaDriver:
         return Reading(link.stamp_ns, positions, np.append(link.state[11:18], 0.0))
 
     def write(self, positions: Array) -> None:
-        """See `Driver`. While the robot is stopped or in reflex, commands are dropped by the arm's process."""
+        """See `Driver`. While the robot is stopped or in reflex, commands are dropped, those of the hand too."""
         link = self._alive()
+        if not link.state[3]:
+            return
         link.command[1 : 1 + JOINTS] = positions[:JOINTS]
         if self.config.hand:
             link.command[8] = positions[JOINTS]

@@ -26,8 +26,11 @@ MODES = ("Other", "Idle", "Move", "Guiding", "Reflex", "UserStopped", "Automatic
 BOX, ORDER = 20, 3
 """Set-points come at 100 Hz; three moving averages over 20 ms make a curve of them whose acceleration is continuous, as
 the box demands. They come 30 ms later for it."""
-GRASP_SPEED, GRASP_FORCE, HYSTERESIS = 0.1, 30.0, 0.005
-"""Of the hand: m/s, N, and the least change of the width that starts a motion, m."""
+GRASP_SPEED, GRASP_FORCE, HYSTERESIS, SETTLED_S = 0.1, 30.0, 0.005, 0.2
+"""Of the hand: m/s, N, the least change of the width that starts a motion, m, and how long a width must stay the same
+to be reached exactly, s: a motion of the hand blocks it, so not every set-point can be one."""
+SILENCE = "communication_constraints_violation"
+"""The error of a box whose commands did not come in time."""
 _RETRY_S = 0.2
 
 
@@ -111,14 +114,22 @@ class ArmLoop:
         self._held: Array = np.zeros(JOINTS)
         self._taken = 0.0
         self._blocked_until = 0.0
+        self._seen = False
 
     def step(self) -> None:
-        """One state, and one command where the robot is controlled. Raises what libfranka raises on a lost box."""
+        """One state, and one command where the robot is controlled. Raises NetworkException when the box is lost.
+
+        The binding's exceptions have nothing in common but RuntimeError."""
         if self._link.recover[0] > self._link.recover[1]:
             self._recover()
         if self._control is None:
             state = self._robot.read_once()
             self._note(state)
+            if state.robot_mode.name == "Reflex":
+                self._link.text = _errors(state)
+                if not self._seen and _errors(state) == SILENCE:
+                    self._recover()  # the box stopped because an earlier connection broke off; nothing was touched
+            self._seen = True
             if state.robot_mode.name == "Idle" and time.monotonic() >= self._blocked_until:
                 self._begin(state)
             return
@@ -130,7 +141,7 @@ class ArmLoop:
             self._control.writeOnce(self._franka.JointPositions(position.tolist()))
         except self._franka.NetworkException:
             raise
-        except self._franka.FrankaException as error:  # reflex, user stop: states go on, commands do not
+        except RuntimeError as error:  # reflex, user stop: states go on, commands do not
             self._link.text = str(error)
             self._control = None
 
@@ -138,7 +149,7 @@ class ArmLoop:
         """End the motion as the box wants it."""
         if self._control is None:
             return
-        with suppress(self._franka.FrankaException):
+        with suppress(RuntimeError):
             last = self._franka.JointPositions(self._smoother.step(self._held).tolist())
             last.motion_finished = True
             self._control.readOnce()
@@ -154,7 +165,7 @@ class ArmLoop:
             self._control = self._robot.start_joint_position_control(self._franka.ControllerMode.JointImpedance)
         except self._franka.NetworkException:
             raise
-        except self._franka.FrankaException as error:
+        except RuntimeError as error:
             self._link.text = str(error)
         else:
             self._link.text = ""
@@ -172,7 +183,7 @@ class ArmLoop:
             self._link.text = ""
         except self._franka.NetworkException:
             raise
-        except self._franka.FrankaException as error:
+        except RuntimeError as error:
             self._link.text = str(error)
         self._link.recover[1] = asked
 
@@ -183,6 +194,10 @@ class ArmLoop:
         link.state[3] = float(self._control is not None)
         link.stamp_ns = time.time_ns()
         link.state[1] += 1.0
+
+
+def _errors(state: Any) -> str:
+    return str(state.current_errors).strip("[]").replace('"', "")
 
 
 def run_arm(address: str, link: FrankaLink, realtime: bool, ended: list[int]) -> None:
@@ -208,10 +223,14 @@ def run_hand(address: str, link: FrankaLink, ended: list[int]) -> None:
     present = gripper.read_once().width
     link.hand[:] = present / 2.0, 1.0
     link.command[8] = present / 2.0
-    sent = present
+    sent = last = present
+    since = time.monotonic()
     while not ended:
         wanted = 2.0 * float(link.command[8])
-        if abs(wanted - sent) > HYSTERESIS:
+        if wanted != last:
+            last, since = wanted, time.monotonic()
+        least = 0.0005 if time.monotonic() - since > SETTLED_S else HYSTERESIS
+        if abs(wanted - sent) > least:
             closing, sent = wanted < sent, wanted
             with suppress(pylibfranka.CommandException):
                 if closing:

@@ -39,7 +39,7 @@ MAX_WIDTH = 0.08
 DOF = 8
 FASTEST = np.array([2.62, 2.62, 2.62, 2.62, 5.26, 4.18, 5.26])
 """FR3's velocity limits, rad/s; a command that is faster aborts the motion."""
-_COLLISION, _DISCONTINUITY, _LATE = 6, 14, 30
+_COLLISION, _DISCONTINUITY, _LATE = 6, 14, 25
 """Bits of the errors: joint reflex, discontinuous velocity of the commands, no commands in time."""
 _Q, _Q_D, _DQ, _DQ_D, _THETA = 147, 154, 161, 168, 270
 _MATRICES = range(0, 96, 16)
