@@ -14,7 +14,7 @@ class Deadman:
 
     Silence counts from a command on: an arm that nobody has commanded yet has nothing to hold. A driver calls `fed` for
     every command that it accepts and `expired` in its loop; when that is true it holds the measured position (and the
-    gripper its last target), and goes on with the next command.
+    gripper its last target), and goes on with the next command. An infinite silence never expires.
 
     Attributes:
         trips: how often commands have ceased.
@@ -23,7 +23,7 @@ class Deadman:
     def __init__(self, now_ns: Callable[[], int], silence_s: float = SILENCE_S) -> None:
         if silence_s <= 0.0:
             raise ValueError(f"the silence after which a driver holds must be above 0 s, got {silence_s}")
-        self._now_ns, self._silence_ns = now_ns, round(silence_s * 1e9)
+        self._now_ns, self._silence_ns = now_ns, silence_s * 1e9
         self._lock = threading.Lock()
         self._fed_ns: int | None = None
         self._holding = False

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.execution.deadman import Deadman
 from molmoact2_ros.simulation.cell import Cell, Episode
 from molmoact2_ros.simulation.frame_link import FrameWriter
 
@@ -55,10 +56,9 @@ class CellRunner:
         rest."""
         self._make_cell, self._links, self._on_reading, self._clock = make_cell, dict(links), on_reading, clock
         self._period, self._frame_period = 1.0 / joint_rate_hz, 1.0 / camera_rate_hz
-        self._watchdog_s = watchdog_s
+        self._deadman = Deadman(time.monotonic_ns, watchdog_s)
         self._lock = threading.Lock()
         self._target: Array | None = None
-        self._commanded_at = 0.0
         self._reset_to: int | None = None
         self._reset_done = threading.Event()
         self._ended = threading.Event()
@@ -66,7 +66,6 @@ class CellRunner:
         self.error: Exception | None = None
         """What ended the cell's thread, if anything did; nothing moves any more then."""
         self.lost_s = 0.0
-        self.watchdog_holds = 0
         self._thread = threading.Thread(target=self._guarded, name="cell", daemon=True)
 
     def start(self, timeout_s: float = 30.0) -> None:
@@ -77,11 +76,16 @@ class CellRunner:
         if self.error is not None:
             raise self.error
 
+    @property
+    def watchdog_holds(self) -> int:
+        """How often the arm was held because commands had ceased."""
+        return self._deadman.trips
+
     def command(self, joints: Array) -> None:
         """Set the servos' targets (dof,), rad and m."""
         with self._lock:
             self._target = np.array(joints, dtype=np.float64)
-            self._commanded_at = time.monotonic()
+            self._deadman.fed()
 
     def reset(self, episode: int, timeout_s: float = 5.0) -> None:
         """Begin `episode` and return when the cell has done so."""
@@ -147,19 +151,16 @@ class CellRunner:
         with self._lock:
             target, self._target = self._target, None
             reset_to, self._reset_to = self._reset_to, None
-            silent = self._commanded_at and time.monotonic() - self._commanded_at > self._watchdog_s
-            if silent:
-                self._commanded_at = 0.0
+        silent = self._deadman.expired()
         if reset_to is not None:
             cell.reset(reset_to)
-            self._commanded_at = 0.0
+            self._deadman.forget()
             self._reset_done.set()
             return 0.0
         if target is not None:
             cell.command(target)
         elif silent:
             cell.hold()
-            self.watchdog_holds += 1
         step = cell.model.opt.timestep
         if seconds < step:
             return 0.0
