@@ -152,6 +152,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     else:
         if not external(options):
             found.append(driver(hardware_parameters(options)))
+        elif robot.family == "franka":
+            found.append(node("franka_state_node", essential=False))  # without franka_msgs it says so and ends
         if options.serials:
             serials = [f"realsense:{serial}" for serial in options.serials]
             found.append(node("camera_node", names=cameras, sources=serials))

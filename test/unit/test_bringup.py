@@ -56,6 +56,11 @@ def test_each_choice_starts_its_nodes():
     assert executables(EVERYTHING) == base | {"film", "recorder"}
     assert executables(Options(sim=False, checkpoint="a/b")) == base - {"sim", "episode"} | {"so101_driver"}
     assert executables(Options(wire=True)) == base | {"so101_driver"}
+    for robot in ("yam", "franka"):
+        assert f"{robot}_driver" in executables(Options(robot=robot, wire=True, policy="expert"))
+    franka = Options(robot="franka", sim=False, checkpoint="a/b")
+    assert "franka_state" in executables(franka) and "franka_driver" not in executables(franka)
+    assert "franka_driver" in executables(replace(franka, robot_ip="10.0.0.2"))
     assert {spec.namespace for spec in nodes(Options(namespace="left/arm"))} == {"/left/arm"}
 
 
