@@ -200,19 +200,29 @@ def fade_out(position: Array, velocity: Array, acceleration: Array, duration_s: 
     return np.stack((c0, c1, c2, c3, c4, c5))
 
 
+def share_needed(velocity: Array, acceleration: Array, step_s: float, limits: JointLimits) -> float:
+    """The largest share of a limit that states (n, dof) `step_s` apart need."""
+    jerk = np.diff(acceleration, axis=0) / step_s
+    return max(
+        float((np.abs(velocity) / limits.velocity).max()),
+        float((np.abs(acceleration) / limits.acceleration).max()),
+        float((np.abs(jerk) / limits.jerk).max()),
+    )
+
+
 def fade_duration(
-    position: Array, velocity: Array, acceleration: Array, limits: JointLimits, shortest_s: float
+    position: Array, velocity: Array, acceleration: Array, limits: JointLimits, shortest_s: float, share: float = SHARE
 ) -> float:
     """How long to fade out this difference, each (dof,): `shortest_s`, or longer where that would need too much.
 
-    The fade's own peaks are held to half of the limits where `LONGEST_BLEND_S` allows it. The factors are the peaks
+    The fade's own peaks are held to `share` of the limits where `LONGEST_BLEND_S` allows it. The factors are the peaks
     of the quintics that start with a difference of one in position, velocity or acceleration alone.
     """
     p, v, a = np.abs(position), np.abs(velocity), np.abs(acceleration)
-    durations = np.linspace(shortest_s, max(LONGEST_BLEND_S, shortest_s), 13)[:, None]
+    durations = np.linspace(shortest_s, max(LONGEST_BLEND_S, shortest_s), 25)[:, None]
     gentle = (
-        (1.875 * p / durations <= SHARE * limits.velocity)
-        & (5.774 * p / durations**2 + 3.94 * v / durations <= SHARE * limits.acceleration)
-        & (60.0 * p / durations**3 + 36.0 * v / durations**2 + 9.0 * a / durations <= SHARE * limits.jerk)
+        (1.875 * p / durations <= share * limits.velocity)
+        & (5.774 * p / durations**2 + 3.94 * v / durations <= share * limits.acceleration)
+        & (60.0 * p / durations**3 + 36.0 * v / durations**2 + 9.0 * a / durations <= share * limits.jerk)
     ).all(axis=1)
     return float(durations[int(np.argmax(gentle)) if gentle.any() else -1, 0])

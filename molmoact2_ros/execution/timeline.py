@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import JointLimits
 from molmoact2_ros.execution.chunk import Chunk
-from molmoact2_ros.execution.curve import ChunkCurve, fade_duration, fade_out
+from molmoact2_ros.execution.curve import (
+    LONGEST_BLEND_S,
+    SHARE,
+    ChunkCurve,
+    fade_duration,
+    fade_out,
+    share_needed,
+)
 from molmoact2_ros.execution.motion import Motion
 
 Array = NDArray[np.float64]
@@ -105,6 +112,10 @@ class Timeline:
     def __init__(self, limits: JointLimits, gripper_indices: Sequence[int], blend_s: float, slow_down_s: float) -> None:
         self._limits = limits
         self._grippers = list(gripper_indices)
+        self._arm = np.array([j for j in range(len(limits.lower)) if j not in self._grippers])
+        self._arm_limits = JointLimits(
+            *(getattr(limits, name)[self._arm] for name in ("lower", "upper", "velocity", "acceleration", "jerk"))
+        )
         self._blend_s = blend_s
         self._slow_down_s = slow_down_s
         self._present: Spliced | None = None
@@ -161,7 +172,13 @@ class Timeline:
         offsets = motion.position - position, motion.velocity - velocity, motion.acceleration - acceleration
         for offset in offsets:
             offset[self._grippers] = 0.0
-        blend_s = fade_duration(*offsets, self._limits, self._blend_s)
+        # What the chunk itself does not need of the limits is free for catching up with it.
+        ahead: Array = np.linspace(at_s, at_s + LONGEST_BLEND_S, 17, dtype=np.float64)
+        _, speeds, bends = on_curve(curve, ahead, end_s, slow_down_s)
+        free = 0.9 - share_needed(
+            speeds[:, self._arm], bends[:, self._arm], float(ahead[1] - ahead[0]), self._arm_limits
+        )
+        blend_s = fade_duration(*offsets, self._limits, self._blend_s, min(max(free, SHARE), 0.8))
         # A chunk adopted in its last moments still gets the time to fade out the difference to its last row.
         done_s = max(end_s + slow_down_s / 2.0, at_s + blend_s)
         return Spliced(curve, at_s, end_s, done_s, slow_down_s, blend_s, fade_out(*offsets, blend_s), because)
