@@ -164,7 +164,11 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     elif options.policy == "molmoact2":
         threads = max(1, (os.cpu_count() or 2) // 2)
         found.append(node("policy_node", threads=threads, checkpoint=checkpoint, norm_tag=robot.norm_tag))
-    found.append(with_parameters(node("executor_node"), franka_ros2_parameters(options)))
+    # Our drivers say which commands have gone out to the arm; on a robot their silence is a fault.
+    acknowledged: dict[str, Value] = {}
+    if not options.sim and not external(options):
+        acknowledged["acknowledgement_timeout_s"] = 1.0
+    found.append(with_parameters(node("executor_node"), {**acknowledged, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
         found.append(node("visualizer_node", essential=False, checkpoint=checkpoint, base_frame=robot.base_link))
     if options.film or options.picture:

@@ -44,6 +44,7 @@ class ArmNode(MolmoNode):
         self._thread: DriverThread | None = None
         self._refused = ""
         self._told: tuple[bytes, str] | None = None
+        self._acknowledged = 0
 
     def make_driver(self) -> Driver:
         """Return the driver, not connected yet. Called by `setup`."""
@@ -65,6 +66,7 @@ class ArmNode(MolmoNode):
         self._joints = self.output(JointState, "joint_states", SENSOR)
         self._state = self.output(DiagnosticStatus, "driver/state", LATCHED)
         self._message = JointState(name=list(driver.robot.joint_names))
+        self._acknowledgement = self.output(JointState, "driver/acknowledgement", SENSOR)
         self.listen(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
         # As in the executor: the latched one reaches a late driver, the plain one hears a bare `ros2 topic pub`.
         self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
@@ -93,6 +95,12 @@ class ArmNode(MolmoNode):
         self._message.position = reading.positions.tolist()
         self._message.velocity = [] if reading.velocities is None else reading.velocities.tolist()
         self._joints.publish(self._message)
+        commands = 0 if self._thread is None else self._thread.loop.counters.commands
+        if commands != self._acknowledged:  # what was commanded since the last reading has gone out to the arm
+            self._acknowledged = commands
+            acknowledgement = JointState()
+            acknowledgement.header.stamp = self.get_clock().now().to_msg()
+            self._acknowledgement.publish(acknowledgement)
 
     def _on_command(self, message: Float64MultiArray) -> None:
         if self._thread is None or not self.active:
