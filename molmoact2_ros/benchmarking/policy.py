@@ -327,11 +327,15 @@ class _Bench:
         frames = HALF_FRAMES.get(self.settings.size if not self.settings.checkpoint else "small", 0)
         if self.opened.depth_side is None or not frames:
             return None
+        if self.on_device and self.device.type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * FULL_BYTES:
+            print("bfloat16 is not held against float32: both do not fit into this GPU's memory", file=sys.stderr)
+            return None
         pair = []
         for dtype in (torch.bfloat16, torch.float32):
             loaded = self._weights()
             if loaded is not None:
-                loaded = loaded.to(dtype)
+                for parameter in loaded.parameters():  # and no buffer: rotary frequencies are float32 in either
+                    parameter.data = parameter.data.to(dtype)
             pair.append(FastModel(self.opened, self.device, dtype, _quiet, None, loaded=loaded))
         state = self.robot.model_from_joints(self.robot.rest_position)
         return count_flips(pair[0], pair[1], state, self.settings.cameras, frames)

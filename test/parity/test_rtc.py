@@ -24,11 +24,21 @@ from lerobot.policies.rtc.action_queue import ActionQueue
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.latency_tracker import LatencyTracker
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
-from parity_cases import Reference, checkpoint, frames
-from small_checkpoints import ROBOT
+from parity_cases import CPU, Reference, checkpoint, frames, scaled
+from small_checkpoints import ROBOT, so101_metadata
 
 from molmoact2_ros.policy import Observation, open_policy
-from molmoact2_ros.policy.rtc import SCHEDULES, ChunkGuide, LatencyWindow, RTCOptions, prefix_weights, resampled
+from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, bracketed_stages
+from molmoact2_ros.policy.fast_model import FastModel
+from molmoact2_ros.policy.rtc import (
+    SCHEDULES,
+    ChunkGuide,
+    LatencyWindow,
+    Prefix,
+    RTCOptions,
+    prefix_weights,
+    resampled,
+)
 from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.guidance import Guidance, integrate
 
@@ -405,3 +415,31 @@ def test_a_failed_call_leaves_the_last_chunk_in_force(
 def test_the_reference_cannot_be_guided() -> None:
     with pytest.raises(ValueError, match=r"rtc\.enabled: needs backend torch"):
         open_policy("so101_cell", ROBOT, ROBOT.norm_tag, backend="reference", rtc=RTCOptions(enabled=True))
+
+
+def test_every_backends_stages_are_guided_alike(tmp_path: Path) -> None:
+    """Graphs of fixed sizes replace one step of the flow; the guidance is around it."""
+    opened = checkpoint(tmp_path, 1, seed=4)
+    brackets = Brackets(prompt=256, tokens=320)
+    plain = FastModel(opened, CPU, torch.float32, lambda text: None)
+    fixed = FastModel(
+        opened,
+        CPU,
+        torch.float32,
+        lambda text: None,
+        None,
+        lambda model, dof: bracketed_stages(model, dof, brackets, EagerRunner()),
+    )
+    (frame,) = frames(1, 1, "n")
+    rows = np.linspace(np.array(so101_metadata()["action_stats"]["q01"]), [20.0] * 6, 30).astype(np.float32)
+    bound = Prefix(rows, prefix_weights("linear", 5, 20, 30), 10.0, 5)
+    found = []
+    for model in (plain, fixed):
+        for prefix in (bound, None):
+            generator = torch.Generator().manual_seed(0)
+            answer = model.predict(frame.images, "go", frame.state, depth_cache=None, generator=generator, bound=prefix)
+            found.append(scaled(opened, answer.actions))
+    np.testing.assert_allclose(found[2], found[0], atol=1e-4)
+    np.testing.assert_allclose(found[3], found[1], atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 0.1, "guidance that does nothing proves nothing"
+    assert np.abs(found[0][:5] - scaled(opened, rows)[:5]).max() < 0.15, "bound rows lie on the prefix"
