@@ -28,8 +28,6 @@ class Feedback:
         self.position: Array | None = None
         """The newest reading (dof,), rad, ROS order; None before the first."""
         self.stamp_ns = 0
-        self.unchanged_since_ns = [0] * len(robot.arms)
-        """For each arm the stamp from which on its reading is the same to the last bit."""
 
     def take(
         self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int | None = None
@@ -61,7 +59,6 @@ class Feedback:
         changed = []
         for arm, joints in enumerate(self._robot.arms):
             if before is None or (before[joints] != position[joints]).any():
-                self.unchanged_since_ns[arm] = stamp_ns
                 changed.append(arm)
         return changed
 

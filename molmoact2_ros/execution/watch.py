@@ -40,6 +40,7 @@ class Watch:
         self._next = 0
         self._command = np.zeros(robot.dof)
         self._unchanged_at = [np.zeros(len(joints)) for joints in self._arms]
+        self._told_since_ns: list[int | None] = [None] * len(self._arms)
         self._blind = False
         self._error_since_ns: int | None = None
         self._acknowledged_ns = 0
@@ -98,7 +99,7 @@ class Watch:
             self._blind = False
             if holding:
                 return Finding(Event.HALT, BACK)
-        reason = self._unacknowledged(now_ns) or self._frozen() or self._off_course(now_ns)
+        reason = self._unacknowledged(now_ns) or self._frozen(now_ns) or self._off_course(now_ns)
         return Finding(Event.FAULT, reason) if reason else None
 
     def _unacknowledged(self, now_ns: int) -> str:
@@ -111,15 +112,18 @@ class Watch:
             "hold by itself? Disarm and arm again"
         )
 
-    def _frozen(self) -> str:
-        """The same reading to the last bit, while the arm was told to move: a bus that repeats itself."""
+    def _frozen(self, now_ns: int) -> str:
+        """The same reading to the last bit, since long after the arm was told to move: a bus that repeats itself."""
         for arm, joints in enumerate(self._arms):
-            still_s = (self._feedback.stamp_ns - self._feedback.unchanged_since_ns[arm]) * 1e-9
-            if still_s < self._config.frozen_s:
-                continue
             told = np.abs(self._command[joints] - self._unchanged_at[arm])
             j = int(np.argmax(told))
-            if told[j] >= self._config.frozen_travel:
+            since_ns = self._told_since_ns[arm]
+            if since_ns is None:
+                if told[j] > 0.1 * self._config.frozen_travel:
+                    self._told_since_ns[arm] = now_ns
+                continue
+            still_s = (now_ns - since_ns) * 1e-9
+            if still_s >= self._config.frozen_s and told[j] >= self._config.frozen_travel:
                 name = self._robot.joint_names[int(joints[j])]
                 return (
                     f"feedback frozen: the joint states of {name}'s arm have been the same to the last bit for "
@@ -151,5 +155,6 @@ class Watch:
         )
 
     def _anchor(self, arm: int) -> None:
-        """Count the way that this arm is told to go from its present command on."""
+        """Count the way that this arm is told to go, and the time that it takes, from its present command on."""
         self._unchanged_at[arm][:] = self._command[self._arms[arm]]
+        self._told_since_ns[arm] = None

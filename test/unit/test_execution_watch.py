@@ -33,6 +33,14 @@ def test_a_driver_that_repeats_its_last_reading_is_a_fault_and_an_arm_at_rest_is
     still.arm()
     still.tick(300)
     assert still.executor.state is State.HOLDING
+    # It has stood for three seconds: what counts is how long it has been told to move.
+    assert still.send(ramp(0.6)) is None
+    still.follow = 0.0
+    still.tick(22)
+    assert np.abs(still.sent[-1] - still.sent[0]).max() > 0.05
+    assert still.executor.state is State.TRACKING
+    still.tick(30)
+    assert still.executor.state is State.FAULT
 
 
 def test_frozen_feedback_of_one_of_two_arms_is_noticed_while_the_other_moves() -> None:
