@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -100,3 +101,42 @@ def test_a_failure_of_the_body_ends_the_loop_and_is_kept() -> None:
     loop = Time().loop(body)
     loop.run()
     assert str(loop.failure) == "no such joint"
+
+
+def test_a_priority_or_a_cpu_that_is_not_permitted_is_said_clearly_and_the_loop_runs_anyway() -> None:
+    time, ticks = Time(), []
+
+    def body(now_ns: int) -> None:
+        ticks.append(now_ns)
+        if len(ticks) == 3:
+            loop._stop.set()
+
+    clocks = (lambda: time.ns + time.epoch_ns, lambda: time.ns, time.sleep)
+    loop = DeadlineLoop(100.0, body, *clocks, realtime_priority=1000, cpu=1_000)
+    loop.run()
+    assert len(ticks) == 3
+    assert "normal: SCHED_FIFO 1000 is not permitted" in loop.scheduling
+    assert "not pinned: CPU 1000 is not permitted" in loop.scheduling and "this process may use [" in loop.scheduling
+
+
+def test_the_loops_thread_stays_on_its_cpu_and_no_other_thread_does() -> None:
+    time, seen = Time(), []
+    before = os.sched_getaffinity(0)
+
+    def body(now_ns: int) -> None:
+        seen.append(os.sched_getaffinity(0))
+        loop._stop.set()
+
+    cpu = min(before)
+    loop = DeadlineLoop(100.0, body, lambda: time.ns, lambda: time.ns, time.sleep, cpu=cpu)
+    loop.start()
+    loop._thread.join(10.0)
+    assert seen == [{cpu}]
+    assert os.sched_getaffinity(0) == before
+    assert loop.scheduling == f"normal, CPU {cpu}"
+
+
+def test_punctuality_looks_a_minute_back() -> None:
+    time = Time()
+    loop = DeadlineLoop(100.0, lambda now_ns: None, lambda: time.ns, lambda: time.ns, time.sleep)
+    assert len(loop._periods) == 6000
