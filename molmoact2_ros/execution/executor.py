@@ -407,15 +407,15 @@ class Executor:
         grippers = list(self.robot.gripper_indices)
         start[grippers] = self._rest[grippers]
         ramp = Ramp(start, goal, self.robot.limits, grippers, self.config.ramp_speed, now_ns)
-        times: Array = np.linspace(0.0, ramp.duration_s, 60, dtype=np.float64)
-        outside = self._guard.first_outside(ramp.sample(now_ns, times).position)
+        outside = self._guard.first_outside(ramp.way())
         if outside is not None:
             return False, f"cannot go to the start pose: {outside[1]}"
         self._drop(now_ns)
         self._stops.forget()
         self._ramp = ramp
-        self._supervisor.handle(Event.RAMP, f"going to the start pose in {ramp.duration_s:.1f} s")
-        return True, f"going to the start pose in {ramp.duration_s:.1f} s"
+        done = f"going to the start pose in {ramp.duration_s:.1f} s"
+        self._supervisor.handle(Event.RAMP, done)
+        return True, done
 
     # -- watching -------------------------------------------------------------------------------------------------
 

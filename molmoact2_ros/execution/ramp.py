@@ -16,6 +16,7 @@ SHARE = 0.5
 """Share of the acceleration and jerk limits that a ramp needs at most."""
 REACHED = 1e-5
 """How near is there, rad."""
+WAY_SAMPLES = 60
 PATIENCE_S = 2.0
 """After a late tick the limits need a while to catch up with the ramp; no longer than this."""
 
@@ -43,6 +44,11 @@ class Ramp:
                 1e-3,
             )
         )
+
+    def way(self) -> Array:
+        """Positions (n, dof) along it."""
+        times: Array = np.linspace(0.0, self.duration_s, WAY_SAMPLES, dtype=np.float64)
+        return self.sample(self._at_ns, times).position
 
     def finished(self, now_ns: int) -> bool:
         """True when the pose should have been reached long ago."""
