@@ -18,7 +18,8 @@ from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
 from molmoact2_ros.drivers.franka_loop import Smoother
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.processes import node_environment
-from molmoact2_ros.simulation.emulators.fci import FASTEST, Fault, FciLink
+from molmoact2_ros.simulation.emulators.fci import FASTEST
+from molmoact2_ros.simulation.emulators.fci_link import Fault, FciLink
 
 ROBOT = embodiment("franka")
 _NUMBERS = itertools.count(1)

@@ -18,12 +18,12 @@ import sys
 import time
 from contextlib import suppress
 from enum import IntEnum
-from multiprocessing import resource_tracker, shared_memory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments.franka_droid import FRANKA
+from molmoact2_ros.simulation.emulators.fci_link import Fault, FciLink
 
 Array = NDArray[np.float64]
 
@@ -36,7 +36,6 @@ GRIPPER_HEADER = struct.Struct("<HII")
 GRIPPER_STATE = struct.Struct("<Idd?H")
 PERIOD_S, PATIENCE_S = 0.001, 0.25
 MAX_WIDTH = 0.08
-DOF = 8
 FASTEST = np.array([2.62, 2.62, 2.62, 2.62, 5.26, 4.18, 5.26])
 """FR3's velocity limits, rad/s; a command that is faster aborts the motion."""
 _COLLISION, _DISCONTINUITY, _LATE = 6, 14, 25
@@ -49,12 +48,6 @@ class Mode(IntEnum):
     """The robot's mode."""
 
     OTHER, IDLE, MOVE, GUIDING, REFLEX, USER_STOPPED, RECOVERY = range(7)
-
-
-class Fault(IntEnum):
-    """Fault switches of the box."""
-
-    NONE, SILENT, FROZEN, LOST, DELAY, REFLEX, USER_STOP, UNPLUG = range(8)
 
 
 def _model() -> str:
@@ -70,54 +63,6 @@ def _model() -> str:
             f"velocity_offset='{offset[i]}' deceleration_limit='{deceleration[i]}'/></joint>"
         )
     return text + "</robot>"
-
-
-class FciLink:
-    """Shared memory between the cell and the box: positions, velocities and targets (8,), and the fault switch."""
-
-    _SIZE = 3 * DOF + 4
-
-    def __init__(self, name: str, create: bool) -> None:
-        if create:
-            with suppress(FileNotFoundError):  # left behind by a killed run
-                stale = shared_memory.SharedMemory(name=name)
-                stale.close()
-                stale.unlink()
-        self._memory = shared_memory.SharedMemory(name=name, create=create, size=8 * self._SIZE)
-        if not create:  # the one who made it removes it; Python's tracker would do so when this process ends
-            resource_tracker.unregister(self._memory._name, "shared_memory")  # type: ignore[attr-defined]
-        self._values: Array = np.ndarray((self._SIZE,), np.float64, self._memory.buf)
-        self._owner = create
-        self.positions = self._values[:DOF]
-        self.velocities = self._values[DOF : 2 * DOF]
-        self.targets = self._values[2 * DOF : 3 * DOF]
-        self._rest = self._values[3 * DOF :]
-
-    @property
-    def driven(self) -> bool:
-        """True once the box has set targets."""
-        return bool(self._rest[2])
-
-    def drive(self) -> None:
-        """The targets count from now on."""
-        self._rest[2] = 1.0
-
-    @property
-    def fault(self) -> tuple[Fault, float]:
-        """The fault switch and its figure."""
-        return Fault(int(self._rest[0])), float(self._rest[1])
-
-    @fault.setter
-    def fault(self, value: tuple[Fault, float]) -> None:
-        self._rest[0], self._rest[1] = float(value[0]), value[1]
-
-    def close(self) -> None:
-        """Let go of the memory; whoever made it removes it."""
-        del self.positions, self.velocities, self.targets, self._rest, self._values
-        self._memory.close()
-        if self._owner:
-            with suppress(FileNotFoundError):
-                self._memory.unlink()
 
 
 class _Connection:

@@ -7,6 +7,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +51,11 @@ def switch(text: str, known: tuple[str, ...]) -> tuple[str, float]:
     return name, float(figure) if figure else 0.0
 
 
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 class So101Wire:
     """The servos of an SO-101 on a serial port `<folder>/so101`, with lerobot's calibration file `so101.json` beside.
 
@@ -75,7 +81,7 @@ class So101Wire:
 
         self._plant = SharedPlant(start, command)
         self.bus = FeetechBus(self._plant, folder / "so101")
-        write_calibration(self.bus.servos, folder, "so101")
+        self._calibration = write_calibration(self.bus.servos, folder, "so101")
         self.bus.__enter__()
 
     def measured(self, positions: Array, velocities: Array) -> None:
@@ -107,6 +113,8 @@ class So101Wire:
     def close(self) -> None:
         """See `Wire`."""
         self.bus.__exit__()
+        self._calibration.unlink(missing_ok=True)
+        _remove_if_empty(self._calibration.parent)
 
 
 class YamWire:
@@ -181,6 +189,7 @@ class YamWire:
         """See `Wire`."""
         for bus in self.buses:
             bus.__exit__()
+        _remove_if_empty(self.buses[0].link.parent)
 
 
 class FrankaWire:
@@ -195,7 +204,7 @@ class FrankaWire:
     FAULTS: tuple[str, ...] = ("lost 0.02", "silent", "frozen", "reflex", "user_stop", "unplug")
 
     def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
-        from molmoact2_ros.simulation.emulators.fci import FciLink
+        from molmoact2_ros.simulation.emulators.fci_link import FciLink
 
         self._command = command
         name = folder.name
@@ -222,7 +231,7 @@ class FrankaWire:
 
     def fault(self, text: str) -> None:
         """See `Wire`; the figure of `lost` is a share of the packets."""
-        from molmoact2_ros.simulation.emulators.fci import Fault
+        from molmoact2_ros.simulation.emulators.fci_link import Fault
 
         name, figure = switch(text, self.FAULTS)
         self._link.fault = Fault[name.upper()], figure
