@@ -24,7 +24,7 @@ def cell_of(robot: str, config: str, record_dir: str) -> Cell:
     """
     if not robot:
         return Cell(record_dir=record_dir)
-    name = embodiment(robot).name
+    name = embodiment(robot).family
     text = Path(config or share_path(f"config/{name}.yaml")).read_text()
     sections = yaml.safe_load(text) or {}
     parameters = {key.rpartition("/")[2]: section.get("ros__parameters", {}) for key, section in sections.items()}
