@@ -12,7 +12,14 @@ from typing import Any, Protocol
 
 import torch
 
-from molmoact2_ros.policy.backends.graphs import Graph, context_graph, decoder_graph, step_graph, vision_graph
+from molmoact2_ros.policy.backends.graphs import (
+    Graph,
+    context_by_layer,
+    context_graph,
+    decoder_graph,
+    step_graph,
+    vision_graph,
+)
 from molmoact2_ros.policy.stages.decoder import MASKED, KeyValueStore, TextDecoder
 from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.stage_set import Stages
@@ -247,7 +254,7 @@ class BracketedFlow(FlowStage):
         if made is None:
             graph = step_graph(self, horizon, self.brackets.tokens)
             made = self._steps[horizon] = _Made(graph, make_buffers(graph, actions.device))
-            made.buffers["context_keys"], made.buffers["context_values"] = context
+            made.buffers.update(context_by_layer(context))
         if step == 0:
             if rope is not None:
                 made.buffers["cos"].copy_(rope[0])

@@ -109,12 +109,13 @@ class _Step(nn.Module):
         modulation: torch.Tensor,
         final: torch.Tensor,
         mask: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        *rope: torch.Tensor,
+        *context: torch.Tensor,
     ) -> torch.Tensor:
-        turns = (rope[0], rope[1]) if rope else None
-        return self.stage.velocity(actions, modulation, final, keys, values, turns, mask)
+        # Keys of every layer, values of every layer, and the turns of the positions: apart, so that none is copied.
+        layers = modulation.shape[0]
+        keys, values, turns = context[:layers], context[layers : 2 * layers], context[2 * layers :]
+        rope = (turns[0], turns[1]) if turns else None
+        return self.stage.velocity(actions, modulation, final, keys, values, rope, mask)
 
 
 def vision_graph(stage: VisionStage, pixels: torch.Tensor, table: torch.Tensor) -> Graph:
@@ -174,20 +175,31 @@ def step_graph(stage: FlowStage, horizon: int | None, tokens: int | None) -> Gra
     n: int | str = "tokens" if tokens is None else tokens
     h: int | str = "horizon" if horizon is None else horizon
     _, blocks, parts, one, width = stage.modulations.shape
-    context = (blocks, stage.heads, n, stage.head)
     inputs = [
         Port("actions", (1, h, stage.width), kind),
         Port("modulation", (blocks, parts, one, width), kind),
         Port("final", (2, one, width), kind),
         Port("mask", (1, n), kind),
-        Port("context_keys", context, kind),
-        Port("context_values", context, kind),
+    ]
+    inputs += [
+        Port(f"context_{name}_{layer}", (stage.heads, n, stage.head), kind)
+        for name in ("key", "value")
+        for layer in range(blocks)
     ]
     if stage.expert.blocks[0].self_attn.rope is not None:
         inputs += [Port(name, (1, 1, h, stage.head), kind) for name in ("cos", "sin")]
     outputs = (Port("velocity", (1, h, stage.width), kind),)
     name = "step" if tokens is None else f"step_{horizon}_{tokens}"
     return Graph(name, _Step(stage), tuple(inputs), outputs)
+
+
+def context_by_layer(context: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs of a step that hold `context`, keys and values (layers, heads, n, head size): views."""
+    return {
+        f"context_{name}_{layer}": part
+        for name, tensor in zip(("key", "value"), context, strict=True)
+        for layer, part in enumerate(tensor)
+    }
 
 
 def sample_inputs(graph: Graph, sizes: dict[str, int], seed: int = 0) -> list[Any]:

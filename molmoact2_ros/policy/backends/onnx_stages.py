@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from molmoact2_ros.policy.backends.brackets import Buffers
-from molmoact2_ros.policy.backends.graphs import Graph
+from molmoact2_ros.policy.backends.graphs import Graph, context_by_layer
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, TextDecoder
 from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.stage_set import Stages
@@ -128,8 +128,7 @@ class OnnxFlow(FlowStage):
             "modulation": self.modulations[step],
             "final": self.finals[step],
             "mask": actions.new_zeros((1, context[0].shape[2])),
-            "context_keys": context[0],
-            "context_values": context[1],
+            **context_by_layer(context),
         }
         if rope is not None:
             inputs["cos"], inputs["sin"] = rope

@@ -129,8 +129,8 @@ class FlowStage(nn.Module):
         actions: torch.Tensor,
         modulation: torch.Tensor,
         final: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        keys: Sequence[torch.Tensor] | torch.Tensor,
+        values: Sequence[torch.Tensor] | torch.Tensor,
         rope: tuple[torch.Tensor, torch.Tensor] | None,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
@@ -138,7 +138,7 @@ class FlowStage(nn.Module):
 
         Args:
             actions: (1, horizon, width). modulation: (blocks, 9, 1, expert width). final: (2, 1, expert width).
-            keys, values: (blocks, heads, n, head size), from `project`.
+            keys, values: for each block (heads, n, head size), from `project`.
             rope: from `rope`; None where the expert has no positions.
             mask: (1, n) added to the scores of the context's tokens, None where all are seen.
         """
