@@ -14,7 +14,7 @@ from molmoact2_ros.policy.rtc import SCHEDULES
 PARAMETERS = (
     Parameter("checkpoint", "", "Directory in the released format, bundled name, or Hugging Face id."),
     Parameter("norm_tag", "", "Tag in norm_stats.json. Has no default: another tag is another robot's scaling."),
-    Parameter("backend", "torch", f"What runs the model: {', '.join(BACKENDS)}."),
+    Parameter("backend", "auto", f"What runs the model: {', '.join(BACKENDS)}."),
     Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
     Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
     Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
