@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     execution.add_argument(
         "--loop", type=float, nargs="?", const=60.0, default=0.0, metavar="S", help="measure the loop"
     )
-    execution.add_argument("--faults", type=Path, default=None, metavar="FILE", help="report that test/faults wrote")
+    execution.add_argument("--faults", type=Path, default=None, metavar="FILE", help="only the fault table, from FILE")
     execution.add_argument("--record", action="store_true", help="only record the chunks of the simulated cell anew")
     execution.add_argument("--page", default="benchmarks/execution.md", metavar="FILE", help="page (%(default)s)")
     execution.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -169,8 +169,8 @@ def loop_section(found: list[dict[str, Any]], seconds: float) -> str:
     )
 
 
-def fault_section(report: Path) -> str:
-    """The table of the fault tests' `report` (JSON, written by pytest with MOLMOACT2_FAULT_REPORT set).
+def fault_section(report: Path) -> tuple[str, int]:
+    """The table of the fault tests' `report` (JSON, see `test/faults`), and how many faults it has.
 
     Raises:
         FileNotFoundError: there is no such report.
@@ -181,25 +181,20 @@ def fault_section(report: Path) -> str:
             f"MOLMOACT2_FAULT_REPORT={report} make test ARGS=\"test/faults -m 'slow or not slow'\""
         )
     found = json.loads(report.read_text())
-    rows = [
-        [
-            str(i),
-            entry["fault"],
-            entry["state"],
-            entry["reason"],
-            f"{entry['movement_rad']:.3f}",
-            "yes" if entry["passed"] else "NO",
-        ]
-        for i, entry in enumerate(found["faults"], start=1)
+    rows = []
+    for number, entry in enumerate(found["faults"], start=1):
+        moved = "goes on" if entry["movement_rad"] is None else f"{entry['movement_rad']:.3f}"
+        rows.append([str(number), entry["fault"], entry["state"], entry["reason"].replace("|", "/"), moved])
+    lines = [
+        f"{len(rows)} faults injected into the executor node over real ROS 2 ({found['robot']}, "
+        f"{found['rate_hz']:g} Hz) by",
+        "`test/faults/test_fault_table.py`, in motion unless the row says otherwise; every one ended in the state and",
+        "with the reason that the table of the test asks for. Movement: the furthest that any arm joint was",
+        "commanded from where its command stood when the fault was injected, until it rested; the chunks ask for",
+        "0.4 rad/s, their horizon is 1 s, and the test bears 0.6 s of silent encoders. After an e-stop every command is",
+        "the deceleration and then the hold, bit for bit, while chunks go on coming. Silent cameras:",
+        "`test/faults/test_closed_loop.py`.",
+        "",
+        *table(["", "fault", "state", "reason, as published", "movement, rad"], rows),
     ]
-    return "\n".join(
-        [
-            f"{len(rows)} faults injected into the executor node over real ROS 2 ({found['robot']}, "
-            f"{found['rate_hz']:g} Hz) by",
-            "`test/faults`, in motion unless the row says otherwise. Movement: the furthest that any arm joint was",
-            "commanded from where its command stood when the fault was injected, until it rested; the chunks ask for",
-            "0.4 rad/s. After an e-stop every command is checked to be the deceleration and then the hold.",
-            "",
-            *table(["", "fault", "state", "reason, as published", "movement, rad", "as expected"], rows),
-        ]
-    )
+    return "\n".join(lines), len(rows)
