@@ -41,6 +41,7 @@ class Cell:
         self._images = {
             name: node.create_publisher(Image, f"cameras/{name}/image_raw", SENSOR) for name in ROBOT.camera_names
         }
+        self.position = ROBOT.rest_position
         self._joints = node.create_publisher(JointState, "joint_states", SENSOR)
         self._task = node.create_publisher(String, "task", LATCHED)
         node.create_subscription(JointTrajectory, "policy/action_chunk", self.chunks.append, NEWEST)
@@ -68,7 +69,7 @@ class Cell:
             pixels[0] += len(self.captured) % 3
             image.data = array("B", pixels.tobytes())
             publisher.publish(image)
-        joints = JointState(name=list(reversed(ROBOT.joint_names)), position=ROBOT.rest_position[::-1].tolist())
+        joints = JointState(name=list(reversed(ROBOT.joint_names)), position=self.position[::-1].tolist())
         joints.header.stamp = stamp.to_msg()
         self._joints.publish(joints)
 

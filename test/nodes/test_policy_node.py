@@ -93,6 +93,23 @@ def test_every_task_message_starts_anew(running: tuple[NodeProcess, Cell]) -> No
     assert nanoseconds(anew.header.stamp) >= sent, "the first chunk of a task must not stem from before it"
 
 
+def test_a_task_does_not_begin_where_the_training_never_was(running: tuple[NodeProcess, Cell]) -> None:
+    """A driver that reports the jaw the wrong way round: no chunk comes, so that the executor cannot arm."""
+    _, cell = running
+    swapped = ROBOT.rest_position.copy()
+    swapped[5] = ROBOT.limits.upper[5] - (swapped[5] - ROBOT.limits.lower[5])
+    cell.position = swapped
+    try:
+        cell.task("pick up the red cube")  # what was read before it is not used any more
+        wait_until(lambda: "polarity of the gripper" in str(cell.status.get("message")), lambda: str(cell.status))
+        count = len(cell.chunks)
+        wait_until(lambda: "far from the training states" in str(cell.status.get("message")), "a further status")
+        assert len(cell.chunks) == count
+    finally:
+        cell.position = ROBOT.rest_position
+    settled(cell, "chunks after the jaw is reported rightly")
+
+
 def test_silent_camera_stops_publishing_and_is_named(running: tuple[NodeProcess, Cell]) -> None:
     process, cell = running
     cell.task("pick up the red cube")
