@@ -122,8 +122,27 @@ def synthetic(robot: Embodiment, kind: str, seconds: float, seed: int) -> Stream
     """A policy that draws slow curves with every joint and is of another opinion at every call.
 
     `steady`: chunks differ by some milliradians, growing to 10 mrad along the chunk. `undecided`: to 50 mrad, and
-    every two seconds a new aim, as when a policy goes for another object.
+    every two seconds a new aim, as when a policy goes for another object. The curves are as wide as the workspace
+    lets them be, up to 0.2 rad about the rest pose.
     """
+    for reach in (0.2, 0.17, 0.14, 0.11, 0.08, 0.05):
+        rows = _curves(robot, kind, seconds, seed, reach)
+        if _inside_workspaces(robot, rows):
+            break
+    return Stream(kind, robot, rows)
+
+
+def _inside_workspaces(robot: Embodiment, rows: Array) -> bool:
+    """Tell whether every row keeps every arm's tip in its box, with two millimetres to spare."""
+    for (chain, joints), box in zip(robot.chains, robot.workspaces, strict=True):
+        tips = chain.tip(rows.reshape(-1, robot.dof)[:, list(joints)])[..., :3, 3]
+        if (tips < box.lower + 0.002).any() or (tips > box.upper - 0.002).any():
+            return False
+    return True
+
+
+def _curves(robot: Embodiment, kind: str, seconds: float, seed: int, widest: float) -> Array:
+    """Rows (n, h, dof) of a synthetic stream whose joints swing by up to `widest` rad."""
     spread = {"steady": 0.01, "undecided": 0.05}[kind]
     rng = np.random.default_rng([seed, robot.dof, len(kind)])
     rate, horizon, dof = robot.rate_hz, robot.horizon, robot.dof
@@ -134,7 +153,7 @@ def synthetic(robot: Embodiment, kind: str, seconds: float, seed: int) -> Stream
     share = ((np.arange(horizon) + 1) / horizon)[:, None]
     rows = np.tile(robot.rest_position, (frames, horizon, 1))
     for j in arm:
-        reach = min(0.2, 0.5 * room[j])
+        reach = min(widest, 0.5 * room[j])
         slow, fast = rng.uniform(0.12, 0.18), rng.uniform(0.25, 0.35)
         phases = rng.uniform(0.0, 2.0 * np.pi, 2)
         for hertz, phase, part in ((slow, phases[0], 0.7), (fast, phases[1], 0.3)):
@@ -147,4 +166,4 @@ def synthetic(robot: Embodiment, kind: str, seconds: float, seed: int) -> Stream
     for j in robot.gripper_indices:
         ends = robot.limits.lower[j], robot.limits.upper[j]
         rows[:, :, j] = np.where(np.sin(2.0 * np.pi * times / 5.0) > 0.0, ends[0], ends[0] + 0.8 * (ends[1] - ends[0]))
-    return Stream(kind, robot, np.clip(rows, robot.limits.lower, robot.limits.upper))
+    return np.clip(rows, robot.limits.lower, robot.limits.upper)
