@@ -122,7 +122,7 @@ class Watch:
                 if told[j] > 0.1 * self._config.frozen_travel:
                     self._told_since_ns[arm] = now_ns
                 continue
-            still_s = (now_ns - since_ns) * 1e-9
+            still_s = (self._feedback.stamp_ns - since_ns) * 1e-9  # by readings: without any it is silence
             if still_s >= self._config.frozen_s and told[j] >= self._config.frozen_travel:
                 name = self._robot.joint_names[int(joints[j])]
                 return (

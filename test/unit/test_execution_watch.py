@@ -43,6 +43,14 @@ def test_a_driver_that_repeats_its_last_reading_is_a_fault_and_an_arm_at_rest_is
     assert still.executor.state is State.FAULT
 
 
+def test_a_driver_that_says_nothing_is_silent_and_not_frozen() -> None:
+    cell = tracking(joint_state_timeout_s=0.6)
+    cell.encoders_work = False
+    cell.tick(110)
+    assert cell.executor.state is State.HOLDING
+    assert "joint_states silent for 0.61 s" in cell.executor.reason
+
+
 def test_frozen_feedback_of_one_of_two_arms_is_noticed_while_the_other_moves() -> None:
     robot = embodiment("yam")
     cell = Cell(robot=robot, follow=np.array([1.0] * 7 + [0.0] * 7))
