@@ -115,8 +115,9 @@ def judge(results: Results) -> dict[str, Any]:
 
     `violations` and `stalls` (while a chunk covers the moment) are ours, of all replays. `seam_jerk_ratio_200ms` is how
     many times larger the best of the others' largest jerk at a seam is, in the least favourable stream with a delay of
-    200 ms and above. `lag_excess_ms`: how much further behind its chunk ours is than the best of the others, on
-    average over a robot's streams, for the worst robot, by delay; one that is ahead of its chunk counts as not behind.
+    200 ms and above. `lag_excess_ms`: how much further behind its chunk an arm that keeps its limits is under ours than
+    under the best of the others, on average over a robot's streams, for the worst robot, by link; an arm that is ahead
+    of its chunk counts as not behind.
     """
     delays = {link.name: link.delay_s for link in LINKS}
     ours = {key: m for key, m in results.items() if key[3] == OURS}
@@ -127,7 +128,7 @@ def judge(results: Results) -> dict[str, Any]:
         ratio = min(m.jerk for m in others) / max(mine.jerk, 1e-12)
         ratios[link] = min(ratio, ratios.get(link, np.inf))
     for (robot, link, _stream, player), m in results.items():
-        lags[f"{robot} {link}", player].append(m.lag_s)
+        lags[f"{robot} {link}", player].append(m.arm_lag_s)
     excess: dict[str, float] = {}
     for where, player in lags:
         if player != OURS:
@@ -142,6 +143,7 @@ def judge(results: Results) -> dict[str, Any]:
         "seam_jerk_ratio_200ms": round(min(r for name, r in ratios.items() if delays[name] >= 0.2), 1),
         "seam_jerk_ratio": {name: round(r, 1) for name, r in ratios.items()},
         "lag_excess_ms": {name: round(value, 1) for name, value in excess.items()},
+        "refused": sum(m.refused for m in ours.values()),
         "violations_of_others": sum(m.violations for key, m in results.items() if key[3] != OURS),
         "replays": len(results),
         "robots": sorted({key[0] for key in results}),

@@ -160,9 +160,10 @@ class SynchronousPlayer(RowPlayer):
         """It waits from now on."""
         self._waiting = True
 
-    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> None:
+    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> bool:
         """The call of the policy returns."""
         self._waiting, self._answer = False, rows
+        return True
 
     def lose(self, asked: Any) -> None:
         """The call has failed; the loop calls again."""
@@ -236,7 +237,7 @@ class AsynchronousPlayer(RowPlayer):
         self._wire.sent = None
         return int(sent.get_timestep())
 
-    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> None:
+    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> bool:
         """The server numbers the actions from the time step of the observation; the client merges them."""
         actions = [
             TimedAction(timestamp=captured_s + i * self._row, timestep=asked + i, action=torch.from_numpy(row))
@@ -246,6 +247,7 @@ class AsynchronousPlayer(RowPlayer):
         self._client.shutdown_event.clear()
         self._client.receive_actions()
         self._fresh = True
+        return True
 
     def _next(self, now_s: float) -> Array | None:
         if not self._client.actions_available():
@@ -275,13 +277,14 @@ class RtcPlayer(RowPlayer):
         """When it asked and where its queue stood."""
         return now_s, self._queue.get_action_index()
 
-    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> None:
+    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> bool:
         """Replace the queue by the rows that the latency has not used up."""
         began, index = asked
         delay = math.ceil((now_s - began) * self._robot.rate_hz - 1e-9)
         actions = torch.from_numpy(rows)
         self._queue.merge(actions, actions, delay, index)
         self._fresh = True
+        return True
 
     def _next(self, now_s: float) -> Array | None:
         action = self._queue.get()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.benchmarking.execution_follower import follow
 from molmoact2_ros.benchmarking.execution_players import Replay
 
 Array = NDArray[np.float64]
@@ -33,19 +34,22 @@ class Measures:
 
     Attributes:
         stall_share: share of the time, from the first chunk on, in which the player has nothing to play and repeats its
-            last set-point. stalls_covered: such ticks while a chunk that has arrived covers the present moment.
+            last set-point. stalls_covered: such ticks while a chunk that it has taken covers the present moment.
+        refused: chunks that it refused.
         seams: how many. step, velocity, acceleration, jerk: largest within `SEAM_WINDOW_S` of a seam, any arm joint.
         row_jerk: the same of the set-points at the rate of the rows.
         jerk_anywhere: largest jerk of the whole replay.
         standing: share of the ticks covered by a chunk that moves in which the set-points move at less than a twentieth
             of its speed, whatever the player says of itself.
-        lag_s: the shift in time with which the set-points fit best to the newest chunk that had arrived; positive is
+        lag_s: the shift in time with which the set-points fit best to the newest chunk that it has taken; positive is
             behind it. distance: their root mean square distance from that chunk at the present moment, rad.
+        arm_lag_s, arm_distance: the same of an arm that keeps its limits and is sent these set-points, see `follow`.
         violations: set-points outside the position, velocity, acceleration or jerk limits, grippers included.
     """
 
     stall_share: float
     stalls_covered: int
+    refused: int
     seams: int
     step: float
     velocity: float
@@ -56,12 +60,17 @@ class Measures:
     standing: float
     lag_s: float
     distance: float
+    arm_lag_s: float
+    arm_distance: float
     violations: int
 
     @staticmethod
     def worst(parts: list[Measures]) -> Measures:
         """One line for several replays: sums of counts, means of shares, lags and distances, largest of the rest."""
-        sums, means = ("stalls_covered", "seams", "violations"), ("stall_share", "standing", "lag_s", "distance")
+        sums, means = (
+            ("stalls_covered", "refused", "seams", "violations"),
+            ("stall_share", "standing", "lag_s", "distance", "arm_lag_s", "arm_distance"),
+        )
         out: dict[str, Any] = {}
         for f in fields(Measures):
             values = [getattr(part, f.name) for part in parts]
@@ -109,9 +118,12 @@ def measure(replay: Replay) -> Measures:
         at_seams[start : start + round(SEAM_WINDOW_S * replay.rate_hz) + 1] = True
     moving = replay.moving
     lag, distance, standing = _against_chunks(replay, points, arm)
+    arm_at = follow(robot, replay.setpoints, replay.rate_hz, multiple)[:, arm]
+    arm_lag, arm_distance, _ = _against_chunks(replay, arm_at, arm)
     return Measures(
         stall_share=float((replay.stalled & moving).sum() / max(1, moving.sum())),
         stalls_covered=int((replay.stalled & replay.covered).sum()),
+        refused=replay.refused,
         seams=len(starts),
         step=_largest(steps, at_seams),
         velocity=_largest(speeds, at_seams),
@@ -122,6 +134,8 @@ def measure(replay: Replay) -> Measures:
         standing=standing,
         lag_s=lag,
         distance=distance,
+        arm_lag_s=arm_lag,
+        arm_distance=arm_distance,
         violations=violations(replay),
     )
 

@@ -6,7 +6,7 @@ since that is what lerobot's interpolation needs. Nothing here waits: a replay o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,8 +36,8 @@ class Player(Protocol):
     def ask(self, now_s: float) -> Any:
         """It has asked; what it returns comes back with the answer."""
 
-    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> None:
-        """An answer has arrived."""
+    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> bool:
+        """An answer has arrived; False when it is refused and changes nothing."""
 
     def lose(self, asked: Any) -> None:
         """An answer will never come, and who waits for it is told, as by an exception of the call."""
@@ -59,9 +59,9 @@ class Replay:
     """What a player did.
 
     Attributes:
-        setpoints: (n, dof), one a tick. stalled, began: (n,), see `Player`. covered: (n,), some chunk that had arrived
-            covers this tick. frames: (n,), the frame of the newest chunk that had arrived, -1 before the first.
-        counters: what the player says about itself at the end.
+        setpoints: (n, dof), one a tick. stalled, began: (n,), see `Player`. covered: (n,), some chunk that it has taken
+            covers this tick. frames: (n,), the frame of the newest chunk that it has taken, -1 before.
+        refused: how many chunks the player refused; they cover nothing.
     """
 
     player: str
@@ -73,7 +73,7 @@ class Replay:
     began: NDArray[np.bool_]
     covered: NDArray[np.bool_]
     frames: NDArray[np.int_]
-    counters: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
 
     @property
     def moving(self) -> NDArray[np.bool_]:
@@ -99,7 +99,7 @@ def play(player: Player, stream: Stream, link: Link, multiple: int, seed: int) -
     flags = np.zeros((3, count), dtype=bool)
     frames = np.full(count, -1)
     under_way: list[tuple[float, int, Any]] = []
-    asked, last_ask, covered_until, newest = 0, -np.inf, -np.inf, -1
+    asked, refused, last_ask, covered_until, newest = 0, 0, -np.inf, -np.inf, -1
     spacing = link.delay_s / link.workers
     for tick in range(count):
         now = tick / rate
@@ -111,7 +111,9 @@ def play(player: Player, stream: Stream, link: Link, multiple: int, seed: int) -
                 player.lose(token)
                 continue
             captured = frame / stream.rate_hz
-            player.receive(stream.rows[frame], captured, token, now)
+            if not player.receive(stream.rows[frame], captured, token, now):
+                refused += 1
+                continue
             covered_until = max(covered_until, captured + stream.robot.horizon / stream.rate_hz)
             newest = max(newest, frame)
         setpoints[tick] = player.step(tick, now)
@@ -124,9 +126,8 @@ def play(player: Player, stream: Stream, link: Link, multiple: int, seed: int) -
             arrival = now + max(delays[asked % len(delays)], 0.5 / rate)
             under_way.append((arrival, asked, (frame, bool(lost[asked % len(lost)]), player.ask(now))))
             asked, last_ask = asked + 1, now
-    counters = dict(getattr(player, "counters", {}))
     stalled, began, covered = flags
-    return Replay(player.name, stream, link, rate, setpoints, stalled, began, covered, frames, counters)
+    return Replay(player.name, stream, link, rate, setpoints, stalled, began, covered, frames, refused)
 
 
 class OurPlayer:
@@ -160,10 +161,10 @@ class OurPlayer:
     def ask(self, now_s: float) -> None:
         """Nothing to remember: the chunk says when it was captured."""
 
-    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> None:
+    def receive(self, rows: Array, captured_s: float, asked: Any, now_s: float) -> bool:
         """As the node does with a message."""
         message = ChunkMessage(self._ns(captured_s), self._robot.joint_names, rows.tolist(), self._times)
-        self.executor.on_chunk(message, self._ns(now_s))
+        return self.executor.on_chunk(message, self._ns(now_s)) is None
 
     def lose(self, asked: Any) -> None:
         """Nothing to do: the present chunk lasts."""
@@ -183,9 +184,3 @@ class OurPlayer:
     def stalled(self) -> bool:
         """True while it holds: it has no chunk left to follow."""
         return self.executor.state not in (State.TRACKING, State.STOPPING)
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What became of the chunks."""
-        c = self.executor.counters
-        return {"accepted": c.chunks_accepted, "refused": c.chunks_refused, "ignored": c.chunks_ignored}

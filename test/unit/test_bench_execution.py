@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from molmoact2_ros.benchmarking.execution_follower import follow
 from molmoact2_ros.benchmarking.execution_measures import differences, measure
 from molmoact2_ros.benchmarking.execution_players import OURS, OurPlayer, Replay, play
 from molmoact2_ros.benchmarking.execution_report import FAULTS, LOOP, TICK, assemble, fault_section
@@ -39,7 +40,7 @@ class Plays:
         return None
 
     def receive(self, rows, captured_s, asked, now_s):
-        pass
+        return True
 
     def lose(self, asked):
         pass
@@ -85,6 +86,19 @@ def test_the_lag_of_a_player_that_is_late_is_found() -> None:
     commands = np.stack([np.interp(times, due, stream.rows[:, 0, j]) for j in range(6)], axis=1)
     found = measure(play(Plays(commands, 50), stream, DELAYS[1], 3, 1))
     assert found.lag_s == pytest.approx(0.12, abs=0.02)
+
+
+def test_an_arm_keeps_its_limits_whatever_it_is_sent_and_follows_what_is_within_them() -> None:
+    sent = np.tile(SO101.rest_position, (300, 1))
+    sent[50:, :5] += 0.3  # a jump
+    arm = follow(SO101, sent, 90.0, 3)
+    for values, limit in zip(
+        differences(arm, 90.0), (SO101.limits.velocity, SO101.limits.acceleration, SO101.limits.jerk), strict=True
+    ):
+        assert (np.abs(values[:, :5]) <= limit[:5] * (1 + 1e-6)).all()
+    np.testing.assert_allclose(arm[-1], sent[-1], atol=1e-6)
+    smooth = ours(synthetic(SO101, "steady", 4.0, 1), DELAYS[2]).setpoints
+    assert np.abs(follow(SO101, smooth, 90.0, 3) - smooth)[:, :5].max() < 0.03
 
 
 def test_differences_begin_from_rest() -> None:
