@@ -56,22 +56,30 @@ def bytes_copied(call: Callable[[], object], device: torch.device) -> dict[str, 
     return found
 
 
-def start_peak(device: torch.device) -> None:
-    """Begin to watch the peak: of the device, or of this process where the device is the CPU."""
+def in_use(device: torch.device) -> int:
+    """Bytes in use now: of the device's allocator, or of this process where the device is the CPU."""
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else _status("VmRSS")
+
+
+def start_peak(device: torch.device) -> int:
+    """Begin to watch the peak, and return what is in use."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    # Linux: 5 resets the high-water mark of the resident set.
-    Path("/proc/self/clear_refs").write_text("5")
+    else:
+        # Linux: 5 resets the high-water mark of the resident set.
+        Path("/proc/self/clear_refs").write_text("5")
+    return in_use(device)
 
 
 def peak_bytes(device: torch.device) -> int:
     """The peak since `start_peak`, bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/self/status has no VmHWM; peak memory can only be measured on Linux")
+    raise RuntimeError(f"/proc/self/status has no {field}; memory can only be measured on Linux")

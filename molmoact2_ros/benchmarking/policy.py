@@ -1,7 +1,8 @@
 """`molmoact2 bench policy`: one call of the policy by stage, the reference and every backend, base and depth reasoning.
 
-Backends are measured one after the other, each with one model in memory that serves all cases; a round asks every case
-once. What is asked is the same for all of them (`policy_calls.py`).
+Each backend has one model in memory that serves all cases; a round asks every case of every backend once, so that the
+machine's moods meet them all (the full size: backend after backend). What is asked is the same for all of them
+(`policy_calls.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,8 @@ class _Bench:
         self.where = _where(device, dtype)
 
     def run(self) -> Measured:
-        """Every backend in turn; the first of ours says what the codes are."""
-        from molmoact2_ros.benchmarking.memory import peak_bytes, start_peak
+        """Every backend; the first of ours says what the codes are."""
+        from molmoact2_ros.benchmarking.memory import in_use, peak_bytes, start_peak
 
         backends = self.settings.backends or BACKENDS
         # The calls come from a backend of ours: torch unless another one alone was asked for.
@@ -212,12 +213,21 @@ class _Bench:
         cases = self._cases()
         rows: list[Row] = []
         peaks: dict[str, int] = {}
-        for backend in backends:
-            start_peak(self.device)
-            with self._models(backend) as models:
-                if models is not None:
-                    rows += [lane.row() for lane in self._measure(backend, models, cases)]
-                    peaks[backend] = peak_bytes(self.device)
+        floor = in_use(self.device)
+        # A GPU need not hold two models of the full size.
+        for group in [(name,) for name in backends] if self.on_device else [backends]:
+            with ExitStack() as opened:
+                lanes: list[_Lane] = []
+                for backend in group:
+                    others = start_peak(self.device)
+                    models = opened.enter_context(self._models(backend))
+                    if models is not None:
+                        lanes += self._lanes(backend, models, cases)
+                        peaks[backend] = peak_bytes(self.device) - others + floor
+                    del models
+                self._rounds(lanes)
+                rows += [lane.row() for lane in lanes]
+                lanes.clear()
         return Measured(rows, peaks, self._half())
 
     def _cases(self) -> dict[str, list[Call]]:
@@ -240,25 +250,28 @@ class _Bench:
                 cases[IDENTICAL] = [replace(call, images=images, before=images[0], answer=call.codes) for call in first]
         return {name: [made[index % 2] for index in range(rounds)] for name, made in cases.items()}
 
-    def _measure(self, backend: str, models: tuple[Any, Any], cases: Mapping[str, list[Call]]) -> list[_Lane]:
-        """One call of each case in turn, so that a busy moment of the machine meets them all."""
+    def _lanes(self, backend: str, models: tuple[Any, Any], cases: Mapping[str, list[Call]]) -> list[_Lane]:
+        """A lane for each case; every one is warm, and the copies of two of them are counted."""
         from molmoact2_ros.benchmarking.memory import bytes_copied
 
         base, thinking = models
         lanes = [_Lane(backend, name, base if name == "base" else thinking, made) for name, made in cases.items()]
-        # Nothing may come between calls with the same pictures; and only ours makes use of them.
-        apart = [lane for lane in lanes if lane.case == IDENTICAL and backend != "reference"]
-        lanes = [lane for lane in lanes if lane.case != IDENTICAL]
+        for lane in lanes:
+            answer(lane.model, lane.calls[0])
+            if lane.case in ("base", self.settings.ratio_case):
+                lane.copied = bytes_copied(lambda lane=lane: answer(lane.model, lane.calls[1]), self.device)  # type: ignore[misc]
+        # Only ours makes use of identical pictures.
+        return [lane for lane in lanes if lane.case != IDENTICAL or backend != "reference"]
+
+    def _rounds(self, lanes: Sequence[_Lane]) -> None:
+        """One call of each lane in turn, so that a busy moment of the machine meets them all."""
         for index in range(self.settings.repeats + WARM_UP):
             for lane in lanes:
-                lane.answers.append(answer(lane.model, lane.calls[index]))
-        for lane in apart:
-            lane.answers = [answer(lane.model, call) for call in (lane.calls[0], *lane.calls)][1:]
-        for lane in (*lanes, *apart):
-            if lane.case in ("base", self.settings.ratio_case):
-                answer(lane.model, lane.calls[0])
-                lane.copied = bytes_copied(lambda lane=lane: answer(lane.model, lane.calls[1]), self.device)  # type: ignore[misc]
-        return [*lanes, *apart]
+                if lane.case != IDENTICAL:
+                    lane.answers.append(answer(lane.model, lane.calls[index]))
+        for lane in lanes:
+            if lane.case == IDENTICAL:  # nothing may come between two calls with the same pictures
+                lane.answers = [answer(lane.model, call) for call in (lane.calls[0], *lane.calls)][1:]
 
     @contextmanager
     def _models(self, backend: str) -> Iterator[tuple[Any, Any] | None]:

@@ -13,24 +13,25 @@ from molmoact2_ros.benchmarking.policy import IDENTICAL, STAGES, WARM_UP, Measur
 from molmoact2_ros.benchmarking.policy_calls import PICTURE
 
 HEAD = "# One call of the policy"
-INTRO = """Written by `molmoact2 bench policy`. Medians in milliseconds by stage, without overlap; `best` is the fastest
-call, which other work on the machine disturbs least, and what the ratios are made of. `base` runs the same weights with
-the prompt that asks for no depth. Every picture differs from the last by camera noise, so every call encodes all of
-them, except in `identical pictures` (a frame used twice). Where cells changed, the draft has a wrong code in every
+INTRO = """Written by `molmoact2 bench policy`. Medians in milliseconds by stage, without overlap; ratios are of the
+medians of whole calls, and `best` is the fastest call. Backends take turns, call by call. `base` runs the same weights
+with the prompt that asks for no depth. Every picture differs from the last by camera noise, so every call encodes all
+of them, except in `identical pictures` (a frame used twice). Where cells changed, the draft has a wrong code in every
 second changed cell; with random weights it is made so (see `benchmarking/policy_calls.py`). `other codes` counts depth
-codes that differ from those of the first backend in the table, over all calls. Peak memory is the process's on a CPU
-(interpreter and libraries included) and the allocator's on a GPU. Bytes copied are those of one call: on a CPU what
-torch's copying operators write (copies inside other libraries are not seen), on a GPU between host and device."""
+codes that differ from those of the first backend in the table, over all calls. Peak memory is what the backend adds to
+the process on a CPU, interpreter and libraries included, and the allocator's on a GPU. Bytes copied are those of one
+call: on a CPU what torch's copying operators write (copies inside other libraries are not seen), on a GPU between host
+and device."""
 
 
 def result_of(settings: Settings, measured: Measured) -> dict[str, Any]:
     """The last line of `--json`. `think_over_base` and `ours_over_reference` are those of our fastest backend; each
     backend's own are in `backends`. None where a case was not measured."""
-    best = {(row.backend, row.case): row.best_ms for row in measured.rows}
+    usual = {(row.backend, row.case): row.milliseconds["total"] for row in measured.rows}
     case = settings.ratio_case
 
     def ratio(above: tuple[str, str], below: tuple[str, str]) -> float | None:
-        return round(best[above] / best[below], 3) if above in best and below in best else None
+        return round(usual[above] / usual[below], 3) if above in usual and below in usual else None
 
     ours = [name for name in dict.fromkeys(row.backend for row in measured.rows) if name != "reference"]
     backends = {
@@ -41,8 +42,8 @@ def result_of(settings: Settings, measured: Measured) -> dict[str, Any]:
         }
         for name in ours
     }
-    asked = case if any(key in best for key in ((name, case) for name in ours)) else "base"
-    fastest = min(ours, key=lambda name: best[name, asked]) if ours else None
+    asked = case if any(key in usual for key in ((name, case) for name in ours)) else "base"
+    fastest = min(ours, key=lambda name: usual[name, asked]) if ours else None
     chosen = backends[fastest] if fastest else {}
     over = chosen.get("over_reference") if asked == case else chosen.get("base_over_reference")
     return {
@@ -108,7 +109,7 @@ def _ratios(settings: Settings, result: Mapping[str, Any]) -> list[str]:
         }
         shown = "; ".join(f"{what} {value:.3f}" for what, value in said.items() if value is not None)
         if shown:
-            found.append(f"Best calls, {name}: {shown}")
+            found.append(f"Medians, {name}: {shown}")
     return found
 
 
