@@ -80,7 +80,7 @@ class Hostile:
         self.records: list[Record] = []
         self.ticks = self.moving_ticks = self.stops = 0
         self.problems: list[str] = []
-        self._running = False
+        self._running = self._uneven = False
         self._stop: StopWatch | None = None
         self._sent: list[ChunkMessage] = []
         self._accepted = 0
@@ -157,13 +157,14 @@ class Hostile:
         """A stop has to be over when the time has passed that was computed for it as it began."""
         executor = self.executor
         due, accepted = executor.stop_due_ns, executor.counters.chunks_accepted
+        even = self.now_ns - self._last_ns == self.period_ns
+        self._uneven = not even or (self._uneven and self._stop is None)
         if due is None or accepted != self._accepted:
             self._stop, self._accepted = None, accepted
             return
-        even = self.now_ns - self._last_ns == self.period_ns
         if self._stop is None or due != self._stop.due_ns or not even:
-            # The computed time holds if every tick comes; after a gap in time what is left counts from there.
-            left_ns = due - self.now_ns if even else LONGEST_STOP_NS
+            # The computed time holds if every tick comes; a stop that begins with a gap in time is held to the bound.
+            left_ns = LONGEST_STOP_NS if self._uneven else due - self.now_ns
             ticks = int(np.ceil(left_ns / self.period_ns)) + 1
             if left_ns > LONGEST_STOP_NS:
                 self.problems.append(f"a stop ({executor.reason}) is to take {left_ns * 1e-9:.2f} s")

@@ -285,6 +285,9 @@ class Executor:
             if jump is not None:
                 self.counters.clock_jumps += 1
                 self._act(jump, now_ns)
+                if self._stops.due_ns is not None:  # what was computed counts from before the jump
+                    stopped = self._supervisor.state is State.ESTOPPED
+                    self._stops.set_time(now_ns, None if stopped else self._rest)
             self._last_tick_ns = now_ns
             if not self._engaged:
                 return None
