@@ -128,7 +128,7 @@ def test_lerobots_players_are_its_own_and_ours_has_a_tenth_of_their_jerk() -> No
     # The synchronous one waits for every chunk; the aggregate functions tell the asynchronous ones apart.
     assert found["lerobot select_action"].stall_share > 0.1
     assert found["lerobot async latest_only"].jerk > found["lerobot async conservative"].jerk
-    assert found["lerobot RTC queue"].stall_share == 0.0
+    assert found["lerobot RTC queue"].stall_share < 0.02
     best = min(m.jerk for name, m in found.items() if name != OURS)
     assert best > 10.0 * found[OURS].jerk
 
