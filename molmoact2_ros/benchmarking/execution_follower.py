@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 
 VELOCITY_SHARE = 0.9
 """Of the velocity limit that a target may have, so that it can be caught up with."""
+NUDGE = 1e-5
+"""Rad."""
 
 
 def follow(robot: Embodiment, setpoints: Array, rate_hz: float, row_ticks: int) -> Array:
@@ -36,8 +38,20 @@ def follow(robot: Embodiment, setpoints: Array, rate_hz: float, row_ticks: int) 
     state.current_velocity = state.current_acceleration = state.target_acceleration = [0.0] * len(arm)
     positions = setpoints.copy()
     for tick in range(len(sent)):
-        state.target_position, state.target_velocity = sent[tick].tolist(), speeds[tick].tolist()
-        planner.update(state, following)
+        # Ruckig finds no way from some states to some targets (0.19.4); a target a hair or a speed away will do here.
+        for target, speed in (
+            (sent[tick], speeds[tick]),
+            (sent[tick], 0.0 * fastest),
+            (sent[tick] + NUDGE, speeds[tick]),
+        ):
+            state.target_position, state.target_velocity = target.tolist(), speed.tolist()
+            try:
+                planner.update(state, following)
+                break
+            except ruckig.RuckigError:
+                continue
+        else:
+            raise RuntimeError(f"no way to the set-point of tick {tick} for the following arm")
         positions[tick, arm] = following.new_position
         following.pass_to_input(state)
     return positions
