@@ -1,7 +1,7 @@
 """`molmoact2 bench execution`: the executor against lerobot's ways to play chunks, its loop, its faults, on one page.
 
-Three parts write their sections of the page and leave the others as they are: the replay on simulated time with the
-cost of a tick, the command loop beside a busy policy (`--loop`, real time), and the fault table (`--faults`, from what
+Three parts write their sections of the page and leave the others as they are: the replay on simulated time, the command
+loop beside a busy policy (`--loop`, real time), both with the cost of a tick, and the fault table (`--faults`, from what
 the fault tests wrote).
 """
 
@@ -68,6 +68,8 @@ def measure_execution(settings: Settings, page: Path) -> dict[str, Any]:
     if settings.loop_s > 0.0:
         from molmoact2_ros.benchmarking.execution_loop import measure_loops
 
+        found["tick_us"] = {name: tick_costs(name) for name in settings.robots}
+        sections[TICK] = tick_section(found["tick_us"])
         found["loop"] = measure_loops(settings.robots, settings.loop_s)
         sections[LOOP] = loop_section(found["loop"], settings.loop_s)
     if settings.faults is not None:
