@@ -1,8 +1,8 @@
 """`molmoact2 bench execution`: the executor against lerobot's ways to play chunks, its loop, its faults, on one page.
 
-Three parts write their sections of the page and leave the others as they are: the replay on simulated time, the command
-loop beside a busy policy (`--loop`, real time), both with the cost of a tick, and the fault table (`--faults`, from what
-the fault tests wrote).
+Three parts write their sections of the page and leave the others as they are: the replay on simulated time, the cost of
+a tick and the command loop beside a busy policy (`--loop`, real time), and the fault table (`--faults`, from what the
+fault tests wrote).
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def measure_execution(settings: Settings, page: Path) -> dict[str, Any]:
     if not sections:
         results = replay_all(settings.robots)
         found = judge(results)
-        found["tick_us"] = {name: tick_costs(name) for name in settings.robots}
-        sections = {REPLAY: replay_section(results, found), TICK: tick_section(found["tick_us"])}
+        sections[REPLAY] = replay_section(results, found)
     page.parent.mkdir(parents=True, exist_ok=True)
     old = page.read_text() if page.is_file() else ""
     page.write_text(assemble(old, sections, machine(), date.today().isoformat()))

@@ -18,7 +18,7 @@ ORDER = (REPLAY, TICK, LOOP, FAULTS)
 
 HEAD = """# Execution
 
-Written by `molmoact2 bench execution`; `--loop` and `--faults FILE` renew the two sections that are measured over real
+Written by `molmoact2 bench execution`; `--loop` and `--faults FILE` renew what is timed and what is measured over real
 ROS 2. Each section says when it was made.
 """
 
@@ -96,7 +96,8 @@ def replay_section(results: Mapping[tuple[str, str, str, str], Measures], verdic
     ratios, lags = verdict["seam_jerk_ratio"], verdict["lag_excess_ms"]
     lines = [
         f"Ours: {verdict['violations']} limit violations, and {verdict['stalls']} stalls while a chunk covers the "
-        f"moment. The others: {verdict['violations_of_others']} violations. {verdict['replays']} replays in all.",
+        f"moment; it refused {verdict['refused']} chunks. The others: {verdict['violations_of_others']} violations. "
+        f"{verdict['replays']} replays in all.",
         "",
         "Against the best of the others, in the least favourable stream of any robot:",
         "",
