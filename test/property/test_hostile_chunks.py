@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hostile import TICKS, Hostile, chapters
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from molmoact2_ros.embodiments import embodiment
