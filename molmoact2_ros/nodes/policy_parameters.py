@@ -7,9 +7,12 @@ from typing import Any
 
 from molmoact2_ros.nodes.node_base import Parameter
 from molmoact2_ros.policy import BACKENDS, FastOptions, RTCOptions
-from molmoact2_ros.policy.options import ACTION_MODES, DEPTH_MODES, REDRAFTS
+from molmoact2_ros.policy.options import ACTION_MODES, AMX_PRECISIONS, DEPTH_MODES, ENGINE_PRECISIONS, REDRAFTS
 from molmoact2_ros.policy.request import REQUESTS, RequestOptions
 from molmoact2_ros.policy.rtc import SCHEDULES
+
+SWITCHES = {"auto": None, "on": True, "off": False}
+"""What a parameter may say that has an automatic choice."""
 
 PARAMETERS = (
     Parameter("checkpoint", "", "Directory in the released format, bundled name, or Hugging Face id."),
@@ -18,6 +21,10 @@ PARAMETERS = (
     Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
     Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
     Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
+    Parameter("amx", "auto", f"torch: float32 products on the CPU's matrix unit: {', '.join(AMX_PRECISIONS)}."),
+    Parameter("cuda_graphs", "auto", f"torch: whole stages as CUDA graphs: {', '.join(SWITCHES)}; auto: on a GPU."),
+    Parameter("compile", False, "torch: compile the stages; takes minutes at the first calls."),
+    Parameter("precision", "bf16", f"tensorrt: of the engines, {', '.join(ENGINE_PRECISIONS)}."),
     Parameter("seed", 0, "Seed of the flow's noise.", 0, 2**31 - 1),
     Parameter("cameras", [""], "The robot's cameras in prompt order; empty: as the checkpoint names them."),
     Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
@@ -62,7 +69,18 @@ def fast_options(value: Value) -> FastOptions:
         drift_safe=value("depth.drift_safe"),
         refresh_every=value("depth.refresh_every"),
         redraft=value("depth.redraft"),
+        amx=value("amx"),
+        cuda_graphs=_switch("cuda_graphs", value),
+        compile=value("compile"),
+        precision=value("precision"),
     )
+
+
+def _switch(name: str, value: Value) -> bool | None:
+    said = value(name)
+    if said not in SWITCHES:
+        raise ValueError(f"{name} must be one of {', '.join(SWITCHES)}, got {said!r}")
+    return SWITCHES[said]
 
 
 def rtc_options(value: Value) -> RTCOptions:

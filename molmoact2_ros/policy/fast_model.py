@@ -102,9 +102,9 @@ class FastModel:
             tokenizer = open_action_tokenizer(checkpoint.directory, self.options.action_tokenizer)
             head = self.model.lm_head.weight
             self._discrete = DiscreteActions(config, head, tokenizer, self._horizon, self._dof)
-        self._row_cost = self.options.row_cost
-        if self._row_cost is None:
-            self._row_cost = 0.0 if device.type == "cuda" else CPU_ROW_COST
+        usual = 0.0 if device.type == "cuda" else CPU_ROW_COST
+        costs = (self.options.row_cost, self.stages.row_cost, usual)
+        self._row_cost = next(cost for cost in costs if cost is not None)
         self._acceptance = Acceptance(self.options.redraft)
         self.draft: list[int] | None = None
         self._prefix: _Prefix | None = None
@@ -249,7 +249,6 @@ class FastModel:
             store.length = prompt + length
 
         with clock.stage("decode"):
-            assert self._row_cost is not None
             sequence = Speculation(
                 self._vocabulary(), self._script(cache, updated), self.draft, self._acceptance, self._row_cost
             ).run(forward, rollback)

@@ -10,6 +10,8 @@ MAX_GAP_S = 2.0
 ACTION_MODES = ("continuous", "discrete")
 DEPTH_MODES = ("adaptive", "full")
 REDRAFTS = ("auto", "prev", "jacobi")
+AMX_PRECISIONS = ("auto", "high", "highest", "off")
+ENGINE_PRECISIONS = ("bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class FastOptions:
             is then noticed. Differs from the reference.
         refresh_every: predict every cell anew at least once in so many calls; 0 never. Differs from the reference.
         redraft: what is drafted after an error: "auto", "prev" or "jacobi". The codes are the same.
-        row_cost: see `Speculation`; None: 0 on a GPU, `CPU_ROW_COST` on a CPU. The codes are the same.
+        row_cost: see `Speculation`; None: what the backend says. The codes are the same.
+        amx: float32 products of backend torch on the CPU's matrix unit, where weights are bfloat16 by nature: "high"
+            (17 bits of an activation), "highest" (all 24), "off"; "auto": high where there is such a unit.
         compile: backend torch compiles its stages (minutes at the first calls).
         cuda_graphs: backend torch replays its stages as CUDA graphs; None: wherever there is a GPU.
-        precision: of the engines of backend tensorrt, "bf16" or "fp16"; empty: bf16.
+        precision: of the engines of backend tensorrt, "bf16" or "fp16".
     """
 
     action_mode: str = "continuous"
@@ -38,12 +42,20 @@ class FastOptions:
     refresh_every: int = 0
     redraft: str = "auto"
     row_cost: float | None = None
+    amx: str = "auto"
     compile: bool = False
     cuda_graphs: bool | None = None
-    precision: str = ""
+    precision: str = "bf16"
 
     def __post_init__(self) -> None:
-        for name, known in (("action_mode", ACTION_MODES), ("depth_mode", DEPTH_MODES), ("redraft", REDRAFTS)):
+        choices = {
+            "action_mode": ACTION_MODES,
+            "depth_mode": DEPTH_MODES,
+            "redraft": REDRAFTS,
+            "amx": AMX_PRECISIONS,
+            "precision": ENGINE_PRECISIONS,
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
         if self.refresh_every < 0:

@@ -15,7 +15,8 @@ from ros_process import Companion, NodeProcess, wait_until
 from small_checkpoints import make_checkpoint
 
 from molmoact2_ros.nodes.policy_messages import nanoseconds
-from molmoact2_ros.nodes.policy_parameters import PARAMETERS
+from molmoact2_ros.nodes.policy_parameters import PARAMETERS, fast_options
+from molmoact2_ros.policy import FastOptions
 
 OPTIONS = {
     "rtc.enabled": "true",
@@ -74,3 +75,16 @@ def test_every_parameter_says_what_it_is() -> None:
         assert parameter.description.endswith((".", "s.", "Hz.", "%.")) and len(parameter.description) > 15
         numeric = isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool)
         assert (parameter.low is not None and parameter.high is not None) == numeric, parameter.name
+
+
+def test_a_switch_is_on_off_or_left_to_the_machine() -> None:
+    values: dict[str, object] = {parameter.name: parameter.default for parameter in PARAMETERS}
+    options = fast_options(values.__getitem__)
+    assert options == FastOptions(), "a node without parameters does what the policy does without options"
+    values.update(amx="off", cuda_graphs="on", compile=True, precision="fp16")
+    options = fast_options(values.__getitem__)
+    assert (options.amx, options.cuda_graphs, options.compile, options.precision) == ("off", True, True, "fp16")
+    with pytest.raises(ValueError, match="cuda_graphs must be one of auto, on, off, got 'yes'"):
+        fast_options({**values, "cuda_graphs": "yes"}.__getitem__)
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; use bf16, fp16"):
+        fast_options({**values, "precision": "fp8"}.__getitem__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ from safetensors.torch import save_file
 from small_checkpoints import ROBOT, make_checkpoint, so101_metadata
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
+from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.reference import load_model, load_processor, updated_cells
+from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
 
 CPU = torch.device("cpu")
 TAG = ROBOT.norm_tag
 TASK = "pick up the red cube"
+TOLERANCE = 1e-4
+"""Largest error of an action in the flow's scale of -1 .. 1, float32."""
 
 
 @dataclass(frozen=True)
@@ -180,3 +184,38 @@ def scaled(opened: Checkpoint, actions: np.ndarray) -> np.ndarray:
     stats = opened.metadata["action_stats"]
     low, high = np.array(stats["q01"]), np.array(stats["q99"])
     return 2 * (actions - low) / (high - low) - 1
+
+
+def hold(opened: Checkpoint, sequence: Iterable[Frame], stages: OpenStages = torch_stages, **options: Any) -> FastModel:
+    """Run the reference and a model of these `stages` and `FastOptions` on `sequence`, and compare every answer.
+
+    Returns the model for what else a test wants to see.
+    """
+    said: list[str] = []
+    reference = Reference(opened)
+    ours = FastModel(opened, CPU, torch.float32, said.append, FastOptions(**options), stages)
+    adaptive = options.get("depth_mode", "adaptive") == "adaptive"
+    theirs_cache = our_cache = None
+    for index, frame in enumerate(sequence):
+        expected = reference.predict(frame, theirs_cache, seed=index, adaptive=adaptive)
+        answer = ours.predict(
+            frame.images, TASK, frame.state, depth_cache=our_cache, generator=torch.Generator().manual_seed(index)
+        )
+        name = f"frame {index} ({frame.change})"
+        assert ours.sequence == expected.tokens, name
+        error = np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max()
+        assert answer.actions.shape == expected.actions.shape and error < TOLERANCE, f"{name}: {error}"
+        if expected.bins is None:
+            assert answer.depth_bins is None and answer.depth_updated is None and answer.depth_cache is None
+            assert answer.forwards == 1
+            continue
+        assert answer.depth_bins is not None and answer.depth_updated is not None and answer.depth_cache is not None
+        np.testing.assert_array_equal(answer.depth_bins, expected.bins, err_msg=name)
+        np.testing.assert_array_equal(answer.depth_updated, expected.updated, err_msg=name)
+        np.testing.assert_array_equal(answer.depth_cache["image"], expected.cache["image"])
+        np.testing.assert_array_equal(answer.depth_cache["depth_bins"], expected.cache["depth_bins"])
+        if stages is torch_stages and options.get("row_cost") == 0.0 and our_cache is not None:
+            assert answer.forwards <= 1 + ours.corrections + 1, name
+        theirs_cache, our_cache = expected.cache, answer.depth_cache
+    assert not said, said
+    return ours

@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parity_cases import CPU, TASK, Reference, checkpoint, frames, scaled
+from parity_cases import CPU, checkpoint, frames, hold
 from small_checkpoints import ROBOT
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
@@ -30,32 +29,8 @@ from molmoact2_ros.policy.backends.onnx_stages import OnnxRunner, Session
 from molmoact2_ros.policy.backends.opening import open_stages
 from molmoact2_ros.policy.backends.tensorrt_build import needed_graphs
 from molmoact2_ros.policy.backends.tensorrt_operators import unsupported
-from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.reference import load_model, load_processor
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
-
-TOLERANCE = 1e-4
-"""Largest error of an action in the flow's scale of -1 .. 1, float32."""
-
-
-def hold(opened: Checkpoint, stages: OpenStages, changes: str, seed: int = 1, **options: Any) -> FastModel:
-    """Run the reference and `stages` on the same frames and compare every answer."""
-    reference = Reference(opened)
-    ours = FastModel(opened, CPU, torch.float32, lambda text: None, FastOptions(**options), stages)
-    theirs_cache = our_cache = None
-    for index, frame in enumerate(frames(seed, len(opened.cameras), changes)):
-        expected = reference.predict(frame, theirs_cache, seed=index)
-        generator = torch.Generator().manual_seed(index)
-        answer = ours.predict(frame.images, TASK, frame.state, depth_cache=our_cache, generator=generator)
-        name = f"frame {index} ({frame.change})"
-        assert ours.sequence == expected.tokens, name
-        error = np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max()
-        assert error < TOLERANCE, f"{name}: {error}"
-        if expected.bins is not None:
-            np.testing.assert_array_equal(answer.depth_bins, expected.bins, err_msg=name)
-            np.testing.assert_array_equal(answer.depth_updated, expected.updated, err_msg=name)
-            theirs_cache, our_cache = expected.cache, answer.depth_cache
-    return ours
 
 
 def slow(*case: Any) -> Any:
@@ -76,17 +51,21 @@ def store(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path / "cache", lambda text: None)
 
 
+def onnxruntime(opened: Checkpoint, store: EngineCache) -> OpenStages:
+    return open_stages("onnxruntime", opened, CPU, None, store, lambda text: None)
+
+
 @pytest.mark.parametrize(("cameras", "sizes"), EXPORTED)
 def test_onnxruntime_answers_like_the_reference(
     tmp_path: Path, store: EngineCache, cameras: int, sizes: dict[str, Any]
 ) -> None:
     opened = checkpoint(tmp_path / "model", cameras, seed=cameras, **sizes)
-    hold(opened, open_stages("onnxruntime", opened, CPU, None, store, lambda text: None), "n=scpw")
+    hold(opened, frames(1, cameras, "n=scpw"), onnxruntime(opened, store))
 
 
 def test_onnxruntime_answers_like_the_reference_on_the_trained_cell(store: EngineCache) -> None:
     opened = open_checkpoint("so101_cell", ROBOT, ROBOT.norm_tag)
-    hold(opened, open_stages("onnxruntime", opened, CPU, None, store, lambda text: None), "n=cp", seed=7)
+    hold(opened, frames(7, 2, "n=cp"), onnxruntime(opened, store))
 
 
 def small_brackets(opened: Checkpoint) -> Brackets:
@@ -104,14 +83,14 @@ def test_padding_to_brackets_changes_no_answer(
     tmp_path: Path, cameras: int, sizes: dict[str, Any], row_cost: float
 ) -> None:
     opened = checkpoint(tmp_path, cameras, seed=cameras, **sizes)
-    hold(opened, bracketed(opened, EagerRunner()), "n=scpw", row_cost=row_cost)
+    hold(opened, frames(1, cameras, "n=scpw"), bracketed(opened, EagerRunner()), row_cost=row_cost)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_stages_answer_like_the_reference(tmp_path: Path, compiler: str) -> None:
     opened = checkpoint(tmp_path, 2, seed=3, num_depth_codes=16, depth_gate=True)
     said: list[str] = []
-    hold(opened, bracketed(opened, CompiledRunner(said.append, compiler)), "nc")
+    hold(opened, frames(1, 2, "nc"), bracketed(opened, CompiledRunner(said.append, compiler)))
     assert not said, "every graph compiled"
 
 
@@ -136,7 +115,7 @@ def test_graphs_of_fixed_sizes_answer_like_the_reference_and_fit_tensorrt(
 ) -> None:
     opened = checkpoint(tmp_path / "model", cameras, seed=cameras, **sizes)
     runner = ExportingRunner(tmp_path)
-    hold(opened, bracketed(opened, runner), "n=c", row_cost=0.0)
+    hold(opened, frames(1, cameras, "n=c"), bracketed(opened, runner), row_cost=0.0)
     kinds = {name.split("_")[0] for name in runner.graphs}
     assert kinds == {"vision", "decoder", "context", "step"} and len(runner.graphs) >= 5
     for path in runner.graphs.values():
@@ -165,8 +144,7 @@ def test_many_models_in_onnxruntime(
     tmp_path: Path, store: EngineCache, cameras: int, norm: str | None, gate: dict[str, bool]
 ) -> None:
     opened = checkpoint(tmp_path / "model", cameras, seed=cameras, qk_norm_type=norm, num_depth_codes=100, **gate)
-    stages = open_stages("onnxruntime", opened, CPU, None, store, lambda text: None)
-    hold(opened, stages, "n=cpdwpcn", seed=cameras)
+    hold(opened, frames(cameras, cameras, "n=cpdwpcn"), onnxruntime(opened, store))
 
 
 def test_a_session_refuses_outputs_that_are_not_contiguous(tmp_path: Path) -> None:

@@ -18,14 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parity_cases import CPU, TASK, Frame, Reference, checkpoint, counting, frames, scaled
+from parity_cases import CPU, TASK, TOLERANCE, Reference, checkpoint, counting, frames, hold, scaled
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.interface import UnendedSequenceError
-
-TOLERANCE = 1e-4
-"""On actions in the flow's scale of -1 .. 1, float32."""
 
 SEQUENCE = "n=scpnwd=c"
 
@@ -33,36 +30,6 @@ SEQUENCE = "n=scpnwd=c"
 def fast(opened: Checkpoint, **options: Any) -> tuple[FastModel, list[str]]:
     said: list[str] = []
     return FastModel(opened, CPU, torch.float32, said.append, FastOptions(**options)), said
-
-
-def hold(opened: Checkpoint, sequence: list[Frame], **options: Any) -> FastModel:
-    """Run both on `sequence` and compare every answer; returns the model for what else a test wants to see."""
-    reference, (ours, said) = Reference(opened), fast(opened, **options)
-    adaptive = options.get("depth_mode", "adaptive") == "adaptive"
-    theirs_cache = our_cache = None
-    for index, frame in enumerate(sequence):
-        expected = reference.predict(frame, theirs_cache, seed=index, adaptive=adaptive)
-        answer = ours.predict(
-            frame.images, TASK, frame.state, depth_cache=our_cache, generator=torch.Generator().manual_seed(index)
-        )
-        name = f"frame {index} ({frame.change})"
-        assert ours.sequence == expected.tokens, name
-        error = np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max()
-        assert answer.actions.shape == expected.actions.shape and error < TOLERANCE, f"{name}: {error}"
-        if expected.bins is None:
-            assert answer.depth_bins is None and answer.depth_updated is None and answer.depth_cache is None
-            assert answer.forwards == 1
-            continue
-        assert answer.depth_bins is not None and answer.depth_updated is not None and answer.depth_cache is not None
-        np.testing.assert_array_equal(answer.depth_bins, expected.bins, err_msg=name)
-        np.testing.assert_array_equal(answer.depth_updated, expected.updated, err_msg=name)
-        np.testing.assert_array_equal(answer.depth_cache["image"], expected.cache["image"])
-        np.testing.assert_array_equal(answer.depth_cache["depth_bins"], expected.cache["depth_bins"])
-        if options.get("row_cost") == 0.0 and our_cache is not None:
-            assert answer.forwards <= 1 + ours.corrections + 1, name
-        theirs_cache, our_cache = expected.cache, answer.depth_cache
-    assert not said, said
-    return ours
 
 
 CASES: list[tuple[int, dict[str, Any]]] = [

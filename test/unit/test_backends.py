@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from parity_cases import CPU, checkpoint
 
 from molmoact2_ros.policy import Checkpoint
+from molmoact2_ros.policy.backends import amx
 from molmoact2_ros.policy.backends.brackets import BracketError, Brackets, EagerRunner, bracketed_stages, make_buffers
 from molmoact2_ros.policy.backends.build import ParityError, as_facts, compare
 from molmoact2_ros.policy.backends.cache import EngineCache
@@ -63,6 +64,7 @@ def test_auto_is_onnxruntime_once_the_checkpoint_is_compiled(
     opened: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOLMOACT2_CACHE", str(tmp_path))
+    monkeypatch.setattr(amx, "reason_against", lambda: "no such unit")
     said: list[str] = []
     assert choose(opened, CPU, torch.float32, said.append) == "torch"
     assert "not compiled" in said[-1] and "molmoact2 compile" in said[-1]
@@ -86,6 +88,8 @@ def test_auto_is_onnxruntime_once_the_checkpoint_is_compiled(
     assert choose(opened, CPU, torch.float32, said.append) == "onnxruntime"
     assert choose(opened, CPU, torch.bfloat16, said.append) == "torch" and "float32" in said[-1]
     assert choose(opened, torch.device("cuda"), torch.bfloat16, said.append) == "torch"
+    monkeypatch.setattr(amx, "reason_against", lambda: "")
+    assert choose(opened, CPU, torch.float32, said.append) == "torch" and "AMX" in said[-1]
 
 
 def test_what_is_not_there_is_named_with_what_to_do(opened: Checkpoint) -> None:

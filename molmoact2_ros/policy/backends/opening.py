@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from molmoact2_ros.policy.backends import amx
 from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, Runner, bracketed_stages
 from molmoact2_ros.policy.backends.build import exported_all, free_graphs, is_exported, picture_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
@@ -29,12 +32,16 @@ class BackendMissingError(ValueError):
 
 
 def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> str:
-    """The backend behind "auto", with the reason in the log: onnxruntime on a CPU where it is compiled, else torch."""
+    """The backend behind "auto", with the reason in the log: torch on a GPU and on a CPU with a matrix unit; on another
+    CPU onnxruntime where the checkpoint is compiled for it, else torch."""
     if device.type != "cpu":
         log(f"backend torch: the device is {device}")
         return "torch"
     if dtype != torch.float32:
         log(f"backend torch: onnxruntime computes in float32 on a CPU, {dtype} was asked for")
+        return "torch"
+    if not amx.reason_against():
+        log("backend torch: the CPU has a matrix unit (AMX), which onnxruntime does not use")
         return "torch"
     if importlib.util.find_spec("onnxruntime") is None:
         log("backend torch: onnxruntime is not installed (pip install onnxruntime onnx onnxscript)")
@@ -64,7 +71,7 @@ def open_stages(
     """What makes the stages of `backend` for `checkpoint` on `device`.
 
     Args:
-        options: of these `compile`, `cuda_graphs` and `precision`.
+        options: of these `amx`, `compile`, `cuda_graphs` and `precision`.
         store: where compiled files are; by default the user's.
 
     Raises:
@@ -79,7 +86,7 @@ def open_stages(
     if backend == "tensorrt":
         from molmoact2_ros.policy.backends.tensorrt_build import tensorrt_stages
 
-        return tensorrt_stages(checkpoint, device, options.precision or "bf16", kept, log)
+        return tensorrt_stages(checkpoint, device, options.precision, kept, log)
     raise ValueError(f"backend {backend!r} has no stages; use {', '.join(STAGED)}")
 
 
@@ -88,19 +95,35 @@ def _torch(
 ) -> OpenStages:
     graphs = options.cuda_graphs if options.cuda_graphs is not None else device.type == "cuda"
     if not graphs and not options.compile:
-        return torch_stages
+        return partial(_plain, device=device, options=options, log=log)
 
     def opened(model: Any, dof: int) -> Stages:
         runner: Runner = CompiledRunner(log) if options.compile else EagerRunner()
         if graphs:
             captured = CapturedRunner(runner, device, log)
             if captured.reason and not options.compile:
-                return torch_stages(model, dof)
+                return _plain(model, dof, device, options, log)
             runner = captured
         brackets = brackets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
         return bracketed_stages(model, dof, brackets, runner, log)
 
     return opened
+
+
+def _plain(model: Any, dof: int, device: torch.device, options: FastOptions, log: Callable[[str], None]) -> Stages:
+    """Torch's stages, with products on the CPU's matrix unit where it has one."""
+    stages = torch_stages(model, dof)
+    if options.amx == "off" or device.type != "cpu" or next(model.parameters()).dtype != torch.float32:
+        return stages
+    reason = amx.reason_against()
+    if reason:
+        if options.amx != "auto":
+            log(f"no products on AMX: {reason}")
+        return stages
+    fitted, tried = amx.use_pieces(stages, "high" if options.amx == "auto" else options.amx, amx.LEAST_WEIGHTS)
+    if tried > fitted:
+        log(f"not on AMX: {tried - fitted} of {tried} large layers, whose weights are not bfloat16's")
+    return replace(stages, row_cost=amx.ROW_COST) if fitted else stages
 
 
 def _onnx(checkpoint: Checkpoint, device: torch.device, store: EngineCache, log: Callable[[str], None]) -> OpenStages:

@@ -31,7 +31,7 @@ def run_trial(
     def quiet(text: str) -> None:
         pass
 
-    options = FastOptions(precision="" if precision == "float32" else precision)
+    options = FastOptions() if precision == "float32" else FastOptions(precision=precision)
     ours = FastModel(
         checkpoint, where, kind, quiet, options, open_stages(backend, checkpoint, where, options, store, quiet)
     )

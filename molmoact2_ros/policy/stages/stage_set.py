@@ -17,11 +17,14 @@ class Stages:
 
     Attributes:
         vision: `see`. decoder: `embed`, `new_store` and the call. flow: `noise`, `context` and the call.
+        row_cost: what one more row of a verified block costs, as a share of a forward of one row; None: what is usual
+            on the device.
     """
 
     vision: VisionStage
     decoder: TextDecoder
     flow: FlowStage
+    row_cost: float | None = None
 
 
 OpenStages = Callable[[Any, int], Stages]
