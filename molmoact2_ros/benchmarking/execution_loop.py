@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from molmoact2_ros.benchmarking.stolen import StolenTime
 from molmoact2_ros.bringup import NodeSpec, share_path
 from molmoact2_ros.processes import Bringup, node_environment
 
@@ -73,6 +74,7 @@ def _measure(
                 essential=False,
             ),
         ]
+        stolen = StolenTime()
         with Bringup(specs, Path(folder) / "log", environment) as bringup:
             end = time.monotonic() + START_S + seconds
             while not report.is_file():
@@ -94,5 +96,6 @@ def _measure(
         "rate_hz": rate_hz,
         "missed": int(found["missed_deadlines"]),
         "scheduling": found["scheduling"],
+        "stolen": stolen.share(),
         **figures,
     }

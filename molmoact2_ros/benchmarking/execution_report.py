@@ -152,7 +152,8 @@ def loop_section(found: list[dict[str, Any]], seconds: float) -> str:
         figures = [
             f"{run[f'{what}_{which}_ms']:.3f}" for what in ("period", "tick") for which in ("p50", "p99", "worst")
         ]
-        rows.append([run["robot"], f"{run['rate_hz']:g}", *figures, str(run["missed"]), run["scheduling"]])
+        counted = [str(run["missed"]), f"{run['stolen']:.1%}", run["scheduling"]]
+        rows.append([run["robot"], f"{run['rate_hz']:g}", *figures, *counted])
     head = [
         "robot",
         "rate, Hz",
@@ -163,13 +164,15 @@ def loop_section(found: list[dict[str, Any]], seconds: float) -> str:
         "p99",
         "worst",
         "missed",
+        "stolen",
         "scheduling",
     ]
     return "\n".join(
         [
             f"The executor node over ROS 2 for {seconds:g} s each, following chunks that come five times a second,",
             "beside a process that runs the policy of the simulated cell without a pause. Period and tick are what",
-            "the command loop measures of itself; a tick includes publishing.",
+            "the command loop measures of itself; a tick includes publishing. Stolen: the share of processor time",
+            "that the hypervisor of a virtual machine gave to others meanwhile; the long periods are that.",
             "",
             *table(head, rows),
         ]

@@ -27,7 +27,7 @@ STACKED_ROWS = 64
 TOLERANCE = 2e-6
 """Largest relative error of the trial product; a float32 product of that size has about 3e-7."""
 PIECES = {"high": 2, "highest": 3}
-"""Pieces of an activation; the names are torch's, for precisions of float32 products. Relative errors of a product: high
+"""Pieces of an activation; the names are torch's, for float32 products. Relative errors of a product: high
 2.5e-6, highest 2e-7, on the vector unit 3e-7."""
 ROW_COST = 0.01
 """One more row of a verified block, as a share of a forward of one row."""
