@@ -28,7 +28,7 @@ class LoopConfig:
         rate_hz: readings a second.
         deadman_s: the arm holds its measured position when commands cease for this long; grippers keep their target.
         max_jump: a command so far from the measured position of an arm joint is refused.
-        position_margin: how far a command may lie outside the position limits before it is refused.
+        position_margin: of a command before it is refused, see `Embodiment.beyond`.
         lost_s: without a fresh reading for so long the arm counts as lost and is connected anew.
         retry_s: time between attempts to connect.
         health_s: time between two looks at temperatures and voltages.
@@ -261,9 +261,9 @@ class DriverLoop:
         if not np.all(np.isfinite(positions)):
             j = int(np.argmin(np.isfinite(positions)))
             return f"{robot.joint_names[j]} is {positions[j]}"
-        excess = np.maximum(limits.lower - positions, positions - limits.upper)
-        j = int(np.argmax(excess))
-        if excess[j] > self.config.position_margin:
+        beyond = robot.beyond(positions, self.config.position_margin)
+        j = int(np.argmax(beyond))
+        if beyond[j] > 0.0:
             return (
                 f"{positions[j]:.3f} for {robot.joint_names[j]} is outside its limits {limits.lower[j]:.3f} to "
                 f"{limits.upper[j]:.3f}"

@@ -18,6 +18,10 @@ from molmoact2_ros.embodiments.kinematics import Chain
 Array = NDArray[np.float64]
 
 
+GRIPPER_MARGIN = 0.25
+"""How far beyond its end a gripper's target may lie, share of its stroke. A flow overshoots what is open or closed."""
+
+
 class ModelFrame(Enum):
     """Which joint frame a checkpoint's vectors are in."""
 
@@ -74,6 +78,7 @@ class Embodiment(ABC):
         setup_type, control_mode: the strings the released checkpoints carry for this robot.
         joint_names: ROS joint order, grippers included, shape (dof,).
         gripper_indices: positions of the grippers in `joint_names`.
+        gripper_unit: of the grippers' positions: "rad", or "m" where fingers slide.
         arms: one slice of `joint_names` an arm, gripper excluded; joints of one arm share one time scale.
         camera_names: the cameras in the order of the prompt; the first is the depth image.
         min_cameras: how many of them a checkpoint may use at least.
@@ -97,6 +102,7 @@ class Embodiment(ABC):
     control_mode: str
     joint_names: tuple[str, ...]
     gripper_indices: tuple[int, ...]
+    gripper_unit: str
     arms: tuple[slice, ...]
     camera_names: tuple[str, ...]
     min_cameras: int
@@ -122,6 +128,21 @@ class Embodiment(ABC):
         fingers). The nearer a joint is to a position limit, the less it may be there, never the more."""
         high = np.broadcast_to(self.limits.velocity, self.checked(positions, "joint positions").shape).copy()
         return -high, high
+
+    def beyond(self, positions: Array, margin: float) -> Array:
+        """How far `positions` (..., dof) lie outside their limits, less the margin: positive where that is too far.
+
+        Args:
+            margin: of the arm's joints, rad; a gripper's is `GRIPPER_MARGIN`.
+        """
+        lower, upper, grippers = self.limits.lower, self.limits.upper, list(self.gripper_indices)
+        margins = np.full(self.dof, margin)
+        margins[grippers] = GRIPPER_MARGIN * (upper - lower)[grippers]
+        return np.maximum(lower - positions, positions - upper) - margins
+
+    def unit(self, joint: int) -> str:
+        """Unit of the position of `joint`, an index in ROS order."""
+        return self.gripper_unit if joint in self.gripper_indices else "rad"
 
     @abstractmethod
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:

@@ -86,7 +86,7 @@ class GripperModel:
 
     Attributes:
         joint: its ROS name, after the arm's prefix where `prefixed`.
-        opened, closed: the joint's positions at the ends, m or rad.
+        unit: of its position. opened, closed: its positions at the ends.
         upper: the joint's upper limit; the lower one is 0.
         velocity, acceleration, jerk: what it is asked for at most. The Franka Hand's fingers reach 0.1 m/s each; the
             others are not published and chosen so that the stroke takes half a second.
@@ -95,6 +95,7 @@ class GripperModel:
 
     joint: str
     prefixed: bool
+    unit: str
     opened: float
     closed: float
     upper: float
@@ -104,9 +105,9 @@ class GripperModel:
     tip_z: float
 
 
-FRANKA_HAND = GripperModel("finger_joint1", True, FINGER_STROKE, 0.0, FINGER_STROKE, 0.1, 1.0, 20.0, TCP_Z)
+FRANKA_HAND = GripperModel("finger_joint1", True, "m", FINGER_STROKE, 0.0, FINGER_STROKE, 0.1, 1.0, 20.0, TCP_Z)
 # 163 mm is the length of the closed gripper without its coupling.
-ROBOTIQ_2F85 = GripperModel("robotiq_85_left_knuckle_joint", False, 0.0, 0.7929, 0.8, 2.0, 20.0, 400.0, 0.163)
+ROBOTIQ_2F85 = GripperModel("robotiq_85_left_knuckle_joint", False, "rad", 0.0, 0.7929, 0.8, 2.0, 20.0, 400.0, 0.163)
 
 
 def arm_chain(prefix: str, tip_z: float) -> Chain:
@@ -139,6 +140,7 @@ class FrankaDroid(Embodiment):
     def __init__(self, name: str, arm: ArmModel, gripper: GripperModel) -> None:
         self.name = name
         self.arm, self.gripper = arm, gripper
+        self.gripper_unit = gripper.unit
         finger = f"{arm.joint_prefix}_{gripper.joint}" if gripper.prefixed else gripper.joint
         self.joint_names = (*(f"{arm.joint_prefix}_joint{i}" for i in range(1, ARM_JOINTS + 1)), finger)
         self.base_link, self.wrist_links = f"{arm.joint_prefix}_link0", (f"{arm.joint_prefix}_link7",)

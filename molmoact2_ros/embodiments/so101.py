@@ -59,6 +59,7 @@ class So101(Embodiment):
     control_mode = "absolute joint pose"
     joint_names = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
     gripper_indices = (GRIPPER,)
+    gripper_unit = "rad"
     arms = (slice(0, 5),)
     camera_names = ("front", "wrist")
     min_cameras = 1

@@ -86,6 +86,7 @@ class YamBimanual(Embodiment):
         name for side in SIDES for name in (*(f"{side}_joint{i}" for i in range(1, ARM_JOINTS + 1)), f"{side}_gripper")
     )
     gripper_indices = GRIPPERS
+    gripper_unit = "m"
     arms = (slice(0, 6), slice(7, 13))
     camera_names = ("top", "left", "right")
     min_cameras = 3

@@ -35,12 +35,12 @@ def reason_not_to_arm(
     measured = feedback.position
     assert measured is not None
     limits = robot.limits
-    excess = np.maximum(limits.lower - measured, measured - limits.upper)
-    j = int(np.argmax(excess))
-    if excess[j] > config.position_margin:
+    beyond = robot.beyond(measured, config.position_margin)
+    j = int(np.argmax(beyond))
+    if beyond[j] > 0.0:
         return (
-            f"{robot.joint_names[j]} is at {measured[j]:.3f} rad, outside its limits {limits.lower[j]:.3f} to "
-            f"{limits.upper[j]:.3f}; move it back by hand"
+            f"{robot.joint_names[j]} is at {measured[j]:.3f} {robot.unit(j)}, outside its limits "
+            f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}; move it back by hand"
         )
     if to_start:
         return ""

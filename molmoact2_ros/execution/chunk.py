@@ -59,7 +59,7 @@ class ChunkMessage:
 def chunk_from_message(robot: Embodiment, message: ChunkMessage, position_margin: float) -> Chunk | Refusal:
     """Check everything about a chunk that does not depend on the robot's present state, and put it in ROS joint order.
 
-    `position_margin`, rad: how far a target may lie outside the position limits; such targets are held at the limit.
+    `position_margin`: see `Embodiment.beyond`; targets outside the limits by less are held at the limit.
     """
     names = list(message.joint_names)
     if sorted(names) != sorted(robot.joint_names):
@@ -84,13 +84,14 @@ def chunk_from_message(robot: Embodiment, message: ChunkMessage, position_margin
             f"rows of the action chunk are timed {got}, expected row i at (i + 1) / {robot.rate_hz:g} s, "
             f"{expected[0]:.4f} s to {expected[-1]:.4f} s; do the policy and the executor serve the same robot?",
         )
-    excess = np.maximum(robot.limits.lower - rows, rows - robot.limits.upper)
-    i, j = _worst(excess)
-    if excess[i, j] > position_margin:
+    beyond = robot.beyond(rows, position_margin)
+    i, j = _worst(beyond)
+    if beyond[i, j] > 0.0:
         return Refusal(
             "position",
-            f"row {i} of the action chunk asks {rows[i, j]:.4g} rad of {robot.joint_names[j]}, its limits are "
-            f"{robot.limits.lower[j]:.3f} to {robot.limits.upper[j]:.3f} (margin {position_margin:g})",
+            f"row {i} of the action chunk asks {rows[i, j]:.4g} {robot.unit(j)} of {robot.joint_names[j]}, its limits "
+            f"are {robot.limits.lower[j]:.3f} to {robot.limits.upper[j]:.3f}, and it is {beyond[i, j]:.3g} beyond what "
+            "is held at them",
         )
     steps = np.abs(np.diff(rows, axis=0))
     over = steps - robot.max_step
@@ -98,8 +99,8 @@ def chunk_from_message(robot: Embodiment, message: ChunkMessage, position_margin
         i, j = _worst(over)
         return Refusal(
             "step",
-            f"the action chunk jumps by {steps[i, j]:.3f} rad at {robot.joint_names[j]} between rows {i} and {i + 1}, "
-            f"more than {robot.max_step[j]:g}",
+            f"the action chunk jumps by {steps[i, j]:.3f} {robot.unit(j)} at {robot.joint_names[j]} between rows {i} "
+            f"and {i + 1}, more than {robot.max_step[j]:g}",
         )
     return Chunk(message.stamp_ns, robot.rate_hz, rows)
 
@@ -132,7 +133,7 @@ def check_start(robot: Embodiment, chunk: Chunk, now_ns: int, measured: Array) -
     if over[j] > 0.0:
         return Refusal(
             "first step",
-            f"the action chunk starts {distance[j]:.3f} rad from the measured {robot.joint_names[j]} "
+            f"the action chunk starts {distance[j]:.3f} {robot.unit(j)} from the measured {robot.joint_names[j]} "
             f"({first[j]:.3f} against {measured[j]:.3f}), more than {robot.max_first_step[j]:g}",
         )
     return None

@@ -20,7 +20,7 @@ class ExecutorConfig:
             must have come for arming, where `arm_needs_chunk`.
         acknowledgement_timeout_s: a driver that acknowledges commands must have done so within this; 0: it does not.
         max_future_s: how far a stamp may lie in the future.
-        position_margin: how far a target or a reading may lie outside the position limits before it is refused.
+        position_margin: of a target or a reading before it is refused, rad; see `Embodiment.beyond`.
         max_tracking_error: largest distance of a measured arm joint from the commands of the last `tracking_window_s`.
         tracking_window_s: covers the lag of the servos.
         tracking_error_s: how long the error must last to be a fault.

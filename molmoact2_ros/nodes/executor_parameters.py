@@ -40,7 +40,7 @@ PARAMETERS = (
     ),
     Parameter("acknowledgement_timeout_s", 0.0, "Silence of driver/acknowledgement, s; 0: it gives none.", 0.0, 5.0),
     Parameter("max_future_s", 0.1, "How far a stamp may lie in the future, s.", 0.0, 1.0),
-    Parameter("position_margin", 0.05, "How far a target may lie outside the position limits, rad.", 0.0, 0.5),
+    Parameter("position_margin", 0.05, "How far a target of an arm's joint may lie outside its limits, rad.", 0.0, 0.5),
     Parameter("max_tracking_error", 0.25, "Largest distance of an arm joint from its commands, rad.", 0.01, 1.0),
     Parameter("tracking_window_s", 0.3, "Commands so far back count against servo lag, s.", 0.02, 2.0),
     Parameter("tracking_error_s", 0.2, "How long the tracking error must last to be a fault, s.", 0.0, 2.0),

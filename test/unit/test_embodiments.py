@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from molmoact2_ros.embodiments import ModelFrame, embodiment
+from molmoact2_ros.embodiments import EMBODIMENTS, ModelFrame, embodiment
 from molmoact2_ros.embodiments.kinematics import Chain, Joint
 from molmoact2_ros.embodiments.so101 import ARM_CHAIN, frame_of_checkpoint
+from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal, chunk_from_message
 
 ROBOT = embodiment("so101")
 MEDIAN_MODEL = np.array([3.1, 123.2, 124.4, 57.9, -11.0, 9.2])
@@ -129,3 +130,24 @@ def test_arm_chain_reaches_its_published_length_when_straight_forward() -> None:
     assert batch.shape == (4, 4, 4)
     with pytest.raises(ValueError, match="5 joints"):
         ARM_CHAIN.tip(np.zeros(6))
+
+
+@pytest.mark.parametrize("name", sorted(EMBODIMENTS))
+def test_a_gripper_may_overshoot_by_a_share_of_its_stroke_and_a_joint_by_the_margin(name: str) -> None:
+    """In rad and m alike: 0.05 is little for a joint, and more than the whole stroke of a sliding finger."""
+    robot = embodiment(name)
+    gripper, stroke = robot.gripper_indices[0], robot.limits.upper - robot.limits.lower
+    joint = robot.arms[0].start
+
+    def chunk(index: int, beyond: float) -> object:
+        rows = np.tile(robot.rest_position, (2, 1))
+        rows[:, index] = robot.limits.upper[index] + beyond
+        message = ChunkMessage(0, robot.joint_names, rows, [(row + 1) / robot.rate_hz for row in range(2)])
+        return chunk_from_message(robot, message, 0.05)
+
+    assert isinstance(chunk(joint, 0.04), Chunk) and isinstance(chunk(gripper, 0.2 * stroke[gripper]), Chunk)
+    for index, beyond, unit in ((joint, 0.06, "rad"), (gripper, 0.3 * stroke[gripper], robot.gripper_unit)):
+        refusal = chunk(index, beyond)
+        assert isinstance(refusal, Refusal) and refusal.kind == "position"
+        assert f" {unit} of {robot.joint_names[index]}" in refusal.reason
+    assert robot.gripper_unit == ("m" if name in ("franka", "panda", "yam") else "rad")
