@@ -75,12 +75,11 @@ class ArmNode(MolmoNode):
         sys.setswitchinterval(5e-4)
         self._thread = DriverThread(DriverLoop(driver, config, self._publish))
         self._thread.start()
-        self._watch_timer = self.create_timer(STATE_S, self._watch)
+        self.every(STATE_S, self._watch, inactive=True)
 
     def teardown(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            self.destroy_timer(self._watch_timer)
             thread.close()
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:

@@ -156,11 +156,11 @@ class CameraNode(MolmoNode):
             if kind == "topic" and name not in self._topics:  # a subscription stays as long as the node
                 self._topics[name] = TopicSource(self, address)
             if kind == "realsense" and self.param("depth"):
-                self._depths[name] = self.create_publisher(Image, f"{topic}/depth/image_raw", SENSOR)
+                self._depths[name] = self.output(Image, f"{topic}/depth/image_raw", SENSOR)
             self._outputs[name] = (
-                self.create_publisher(Image, f"{topic}/image_raw", SENSOR),
-                self.create_publisher(CameraInfo, f"{topic}/camera_info", SENSOR),
-                self.create_publisher(CompressedImage, f"{topic}/image_raw/compressed", SENSOR)
+                self.output(Image, f"{topic}/image_raw", SENSOR),
+                self.output(CameraInfo, f"{topic}/camera_info", SENSOR),
+                self.output(CompressedImage, f"{topic}/image_raw/compressed", SENSOR)
                 if self.param("jpeg_quality") > 0
                 else None,
             )
@@ -191,12 +191,6 @@ class CameraNode(MolmoNode):
 
     def teardown(self) -> None:
         self.stop()
-        for outputs in self._outputs.values():
-            for publisher in outputs:
-                if publisher is not None:
-                    self.destroy_publisher(publisher)
-        for publisher in self._depths.values():
-            self.destroy_publisher(publisher)
         self._depths.clear()
         self._outputs.clear()
         self._plans.clear()

@@ -85,8 +85,8 @@ class ExecutorNode(MolmoNode):
         self.serve(SetBool, "executor/arm", self._on_arm)
         self.serve(Trigger, "executor/go_to_start", self._on_go_to_start)
         self.serve(Trigger, "executor/reset_e_stop", self._on_reset)
-        self._state_timer = self.create_timer(0.2, self._publish_present)
-        self._gripper_timer = self.create_timer(0.05, self._update_grippers)
+        self.every(0.2, self._publish_present, inactive=True)
+        self.every(0.05, self._update_grippers, inactive=True)
         priority, cpu = int(self.param("realtime_priority")), int(self.param("cpu"))
         self._loop = DeadlineLoop(rate, self._tick, self.now_ns, time.monotonic_ns, time.sleep, priority, cpu)
         # Work in the spinning thread may keep the loop waiting for at most this long; what is loaded by now stays, so
@@ -123,8 +123,6 @@ class ExecutorNode(MolmoNode):
             self._e_stopped = core.state is State.ESTOPPED
             core.cleaned_up()
             self._publish_changes()
-            self.destroy_timer(self._state_timer)
-            self.destroy_timer(self._gripper_timer)
             self.destroy_guard_condition(self._changed)
         self._executor_core = self._loop = self._grippers = None
 

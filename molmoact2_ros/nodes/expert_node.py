@@ -37,11 +37,13 @@ class ExpertNode(MolmoNode):
     def setup(self) -> None:
         self._robot = embodiment(self.param("robot"))
         self._expert = expert_of(self._robot.name)
-        self._publisher = self.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
-        self.create_subscription(JointState, "joint_states", self._on_joints, SENSOR)
-        self.create_subscription(PoseStamped, "sim/object_pose", self._on_cube, SENSOR)
-        self.create_subscription(String, "task", self._on_task, LATCHED)
-        self.create_timer(1.0 / self.param("rate_hz"), self._plan)
+        self._publisher = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.listen(JointState, "joint_states", self._on_joints, SENSOR)
+        self.listen(PoseStamped, "sim/object_pose", self._on_cube, SENSOR)
+        self.listen(String, "task", self._on_task, LATCHED)
+
+    def start(self) -> None:
+        self.every(1.0 / self.param("rate_hz"), self._plan)
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         return (

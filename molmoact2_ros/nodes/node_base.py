@@ -94,8 +94,8 @@ class MolmoNode(LifecycleNode):
         """Stop working, keep resources."""
 
     def teardown(self) -> None:
-        """Release every resource of the node's own; safe to call twice. What `output`, `listen` and `serve` made goes
-        by itself."""
+        """Release every resource of the node's own; safe to call twice. What `output`, `listen`, `serve` and
+        `every` made goes by itself."""
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         """Level, one line and key-values for `/diagnostics`."""
@@ -118,9 +118,14 @@ class MolmoNode(LifecycleNode):
         """Offer a service until teardown. For `setup`."""
         self._owned.append(partial(self.destroy_service, self.create_service(srvtype, name, handle)))
 
-    def every(self, period_s: float, action: Callable[[], None]) -> None:
-        """Call `action` every `period_s` seconds until the node is deactivated. For `start`."""
-        self._work_timers.append(self.create_timer(period_s, action))
+    def every(self, period_s: float, action: Callable[[], None], *, inactive: bool = False) -> None:
+        """Call `action` every `period_s` seconds until the node is deactivated, for `start`; with `inactive` until
+        teardown, for `setup`."""
+        timer = self.create_timer(period_s, action)
+        if inactive:
+            self._owned.append(partial(self.destroy_timer, timer))
+        else:
+            self._work_timers.append(timer)
 
     def param(self, name: str) -> Any:
         """Value of a declared parameter."""

@@ -85,16 +85,14 @@ class PolicyNode(MolmoNode):
         opened = self._policy.checkpoint
         trained = TrainedStates(opened.metadata["state_stats"], self._robot, opened.frame)
         self._inputs = Inputs(used, self.param("camera_timeout_s"), self.param("state_timeout_s"), trained.problem)
-        self._chunks = self.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
-        self._codes = self.create_publisher(Image, "policy/depth_codes", NEWEST)
-        self._updated = self.create_publisher(Image, "policy/depth_updated", NEWEST)
-        self._listeners = [
-            self.create_subscription(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
-            for name in used
-        ]
-        self._listeners.append(self.create_subscription(JointState, "joint_states", self._on_joints, SENSOR))
-        self._listeners.append(self.create_subscription(String, "task", self._on_task, LATCHED))
-        self._watch_timer = self.create_timer(0.1, self._watch)
+        self._chunks = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
+        self._codes = self.output(Image, "policy/depth_codes", NEWEST)
+        self._updated = self.output(Image, "policy/depth_updated", NEWEST)
+        for name in used:
+            self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
+        self.listen(JointState, "joint_states", self._on_joints, SENSOR)
+        self.listen(String, "task", self._on_task, LATCHED)
+        self.every(0.1, self._watch, inactive=True)
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
         sys.setswitchinterval(1e-3)
         self._requests = Requests(requests, opened.horizon / opened.rate_hz)
@@ -116,15 +114,7 @@ class PolicyNode(MolmoNode):
 
     def teardown(self) -> None:
         self.stop()
-        if self._inputs is None:
-            return
-        self._inputs = None
-        self._policy = None
-        self.destroy_timer(self._watch_timer)
-        for listener in self._listeners:
-            self.destroy_subscription(listener)
-        for publisher in (self._chunks, self._codes, self._updated):
-            self.destroy_publisher(publisher)
+        self._inputs = self._policy = None
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         if self._inputs is None:

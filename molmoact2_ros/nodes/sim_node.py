@@ -64,12 +64,12 @@ class SimNode(MolmoNode):
         if wired:
             self._open_wire(Path(self.param("wire")))
         else:
-            self._joints = self.create_publisher(JointState, "joint_states", SENSOR)
-            self.create_subscription(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
-            self.create_subscription(Bool, "e_stop", self._on_e_stop, LATCHED)
-        self._object = self.create_publisher(PoseStamped, "sim/object_pose", SENSOR)
-        self._episode = self.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
-        self.create_service(Trigger, "sim/reset", self._on_reset)
+            self._joints = self.output(JointState, "joint_states", SENSOR)
+            self.listen(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
+            self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
+        self._object = self.output(PoseStamped, "sim/object_pose", SENSOR)
+        self._episode = self.output(DiagnosticStatus, "sim/episode", LATCHED)
+        self.serve(Trigger, "sim/reset", self._on_reset)
         self._message = JointState(name=list(robot.joint_names))
         prefix = self.param("link_prefix")
         variation = scene_of(robot.name).randomisation
@@ -87,7 +87,7 @@ class SimNode(MolmoNode):
             watchdog_s=math.inf if wired else self.param("watchdog_s"),
         )
         self._runner.start()
-        self.create_timer(0.5, self._check)
+        self.every(0.5, self._check, inactive=True)
 
     def _open_wire(self, folder: Path) -> None:
         """The cell is behind the real arm's bus; a driver node does what this node does otherwise."""
@@ -101,7 +101,7 @@ class SimNode(MolmoNode):
                 self._runner.command(joints)
 
         self._wire = WIRES[self._robot.name](folder, command, self._robot.rest_position)
-        self.create_subscription(String, "sim/fault", self._on_fault, RELIABLE)
+        self.listen(String, "sim/fault", self._on_fault, RELIABLE)
 
     def _on_fault(self, message: String) -> None:
         assert self._wire is not None
