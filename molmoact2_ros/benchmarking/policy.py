@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, calls
 from molmoact2_ros.benchmarking.random_model import FULL_BYTES, random_config, random_model, write_random_checkpoint
+from molmoact2_ros.benchmarking.stolen import StolenTime
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.policy import open_checkpoint
 
@@ -109,6 +110,8 @@ class Measured:
 
     rows: list[Row]
     peaks: Mapping[str, int]
+    stolen: float = 0.0
+    """Share of processor time that a hypervisor took while calls were timed."""
     half: Any = None
     """Half precision against float32 (`flips.Flips`), None where it was not asked."""
 
@@ -214,6 +217,7 @@ class _Bench:
         rows: list[Row] = []
         peaks: dict[str, int] = {}
         floor = in_use(self.device)
+        stolen: list[float] = []
         # A GPU need not hold two models of the full size.
         for group in [(name,) for name in backends] if self.on_device else [backends]:
             with ExitStack() as opened:
@@ -225,10 +229,12 @@ class _Bench:
                         lanes += self._lanes(backend, models, cases)
                         peaks[backend] = peak_bytes(self.device) - others + floor
                     del models
+                taken = StolenTime()
                 self._rounds(lanes)
+                stolen.append(taken.share())
                 rows += [lane.row() for lane in lanes]
                 lanes.clear()
-        return Measured(rows, peaks, self._half())
+        return Measured(rows, peaks, max(stolen, default=0.0), self._half())
 
     def _cases(self) -> dict[str, list[Call]]:
         """The calls of every case, as many as there are rounds."""

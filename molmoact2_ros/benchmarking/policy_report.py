@@ -75,7 +75,8 @@ def write_section(
     lines += [f"- Date: {date.today().isoformat()}", *(f"- {key}: {value}" for key, value in machine().items())]
     lines += [
         f"- {settings.threads or 'all'} threads, median of {settings.repeats} rounds after {WARM_UP}, pictures of "
-        f"{PICTURE[1]} x {PICTURE[0]}, load average before the run {load_before:.1f}",
+        f"{PICTURE[1]} x {PICTURE[0]}, load average before the run {load_before:.1f}, "
+        f"processor time taken by the hypervisor {measured.stolen:.0%}",
         *(f"- {line}" for line in _ratios(settings, result)),
         *(f"- Peak memory, {name}: {peak / 1e9:.2f} GB" for name, peak in measured.peaks.items()),
         *_half(measured.half),
