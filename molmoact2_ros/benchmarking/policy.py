@@ -10,19 +10,18 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, calls
+from molmoact2_ros.benchmarking.policy_calls import TASK, Call, calls
+from molmoact2_ros.benchmarking.policy_lanes import WARM_UP, Lane, Measured, Row
 from molmoact2_ros.benchmarking.random_model import FULL_BYTES, random_config, random_model, write_random_checkpoint
 from molmoact2_ros.benchmarking.stolen import StolenTime
 from molmoact2_ros.embodiments import Embodiment, embodiment
@@ -30,12 +29,10 @@ from molmoact2_ros.policy import open_checkpoint
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt", "reference")
 """What can be measured, where it is installed and the machine can run it."""
-STAGES = ("preprocess", "vision", "prefill", "depth", "flow", "total")
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Of the depth cells, that changed since the last call."""
 RATIO_SHARE = 0.1
 """The share that the ratios are about."""
-WARM_UP = 1
 IDENTICAL = "think, identical pictures"
 HALF_FRAMES = {"small": 20, "mid": 2, "full": 10}
 """Scenes on which half precision is held against float32."""
@@ -86,34 +83,6 @@ class Settings:
     def ratio_case(self) -> str:
         """The case that the ratios are about."""
         return think(RATIO_SHARE if self.changed is None else self.changed)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case with one backend: medians by stage and the fastest call, ms; forwards, cells anew, wrong codes in the
-    draft, codes that differ from the first backend's, and bytes copied in one call."""
-
-    backend: str
-    case: str
-    milliseconds: Mapping[str, float]
-    best_ms: float
-    forwards: int
-    cells: int
-    wrong: int
-    other_codes: int = 0
-    copied: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All rows, and each backend's peak memory in bytes."""
-
-    rows: list[Row]
-    peaks: Mapping[str, int]
-    stolen: float = 0.0
-    """Share of processor time that a hypervisor took while calls were timed."""
-    half: Any = None
-    """Half precision against float32 (`flips.Flips`), None where it was not asked."""
 
 
 def think(share: float) -> str:
@@ -221,7 +190,7 @@ class _Bench:
         # A GPU need not hold two models of the full size.
         for group in [(name,) for name in backends] if self.on_device else [backends]:
             with ExitStack() as opened:
-                lanes: list[_Lane] = []
+                lanes: list[Lane] = []
                 for backend in group:
                     others = start_peak(self.device)
                     models = opened.enter_context(self._models(backend))
@@ -256,28 +225,32 @@ class _Bench:
                 cases[IDENTICAL] = [replace(call, images=images, before=images[0], answer=call.codes) for call in first]
         return {name: [made[index % 2] for index in range(rounds)] for name, made in cases.items()}
 
-    def _lanes(self, backend: str, models: tuple[Any, Any], cases: Mapping[str, list[Call]]) -> list[_Lane]:
+    def _lanes(self, backend: str, models: tuple[Any, Any], cases: Mapping[str, list[Call]]) -> list[Lane]:
         """A lane for each case; every one is warm, and the copies of two of them are counted."""
         from molmoact2_ros.benchmarking.memory import bytes_copied
+        from molmoact2_ros.policy.stages.speculation import Acceptance
 
         base, thinking = models
-        lanes = [_Lane(backend, name, base if name == "base" else thinking, made) for name, made in cases.items()]
+        lanes = [
+            Lane(backend, name, base if name == "base" else thinking, made, acceptance=Acceptance())
+            for name, made in cases.items()
+        ]
         for lane in lanes:
-            answer(lane.model, lane.calls[0])
+            lane.ask(lane.calls[0])
             if lane.case in ("base", self.settings.ratio_case):
-                lane.copied = bytes_copied(lambda lane=lane: answer(lane.model, lane.calls[1]), self.device)  # type: ignore[misc]
+                lane.copied = bytes_copied(lambda lane=lane: lane.ask(lane.calls[1]), self.device)  # type: ignore[misc]
         # Only ours makes use of identical pictures.
         return [lane for lane in lanes if lane.case != IDENTICAL or backend != "reference"]
 
-    def _rounds(self, lanes: Sequence[_Lane]) -> None:
+    def _rounds(self, lanes: Sequence[Lane]) -> None:
         """One call of each lane in turn, so that a busy moment of the machine meets them all."""
         for index in range(self.settings.repeats + WARM_UP):
             for lane in lanes:
                 if lane.case != IDENTICAL:
-                    lane.answers.append(answer(lane.model, lane.calls[index]))
+                    lane.answers.append(lane.ask(lane.calls[index]))
         for lane in lanes:
             if lane.case == IDENTICAL:  # nothing may come between two calls with the same pictures
-                lane.answers = [answer(lane.model, call) for call in (lane.calls[0], *lane.calls)][1:]
+                lane.answers = [lane.ask(call) for call in (lane.calls[0], *lane.calls)][1:]
 
     @contextmanager
     def _models(self, backend: str) -> Iterator[tuple[Any, Any] | None]:
@@ -358,42 +331,6 @@ class _Bench:
             pair.append(FastModel(self.opened, self.device, dtype, _quiet, None, loaded=loaded))
         state = self.robot.model_from_joints(self.robot.rest_position)
         return count_flips(pair[0], pair[1], state, self.settings.cameras, frames)
-
-
-@dataclass
-class _Lane:
-    """One case with one backend, its calls and what came of them."""
-
-    backend: str
-    case: str
-    model: Any
-    calls: Sequence[Call]
-    answers: list[Any] = field(default_factory=list)
-    copied: Mapping[str, int] = field(default_factory=dict)
-
-    def row(self) -> Row:
-        """Medians and the fastest call, without the warm-up."""
-        kept = list(zip(self.calls, self.answers, strict=True))[WARM_UP:]
-        times = {stage: statistics.median(found.timings_ms[stage] for _, found in kept) for stage in STAGES}
-
-        def middle(count: Callable[[Call, Any], int]) -> int:
-            return round(statistics.median(count(call, found) for call, found in kept))
-
-        return Row(
-            self.backend,
-            self.case,
-            times,
-            min(found.timings_ms["total"] for _, found in kept),
-            middle(lambda _, found: found.forwards),
-            middle(lambda _, found: 0 if found.depth_updated is None else int(found.depth_updated.sum())),
-            middle(lambda call, found: _differing(call.codes, found.depth_bins)),
-            sum(_differing(call.answer, found.depth_bins) for call, found in kept),
-            self.copied,
-        )
-
-
-def _differing(before: NDArray[np.int64] | None, after: NDArray[np.int64] | None) -> int:
-    return 0 if before is None or after is None else int((before != after).sum())
 
 
 def _where(device: Any, dtype: Any) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from molmoact2_ros.benchmarking.loop import machine
-from molmoact2_ros.benchmarking.policy import IDENTICAL, STAGES, WARM_UP, Measured, Row, Settings
+from molmoact2_ros.benchmarking.policy import IDENTICAL, Settings
 from molmoact2_ros.benchmarking.policy_calls import PICTURE
+from molmoact2_ros.benchmarking.policy_lanes import STAGES, WARM_UP, Measured, Row
 
 HEAD = "# One call of the policy"
 INTRO = """Written by `molmoact2 bench policy`. Medians in milliseconds by stage, without overlap; ratios are of the

@@ -63,7 +63,8 @@ class FastModel:
     Invariant: rejected tokens are out of the store before the flow reads it; a failed call leaves no trace but time.
 
     `sequence` holds the tokens of the last depth sequence, `corrections` how many drafts in it were wrong, `draft` the
-    codes (cells,) that the next call tries first; any draft gives the same answer.
+    codes (cells,) that the next call tries first, `acceptance` what was learnt about drafts in this episode; whatever
+    the two hold, the answer is the same.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class FastModel:
         usual = 0.0 if device.type == "cuda" else CPU_ROW_COST
         costs = (self.options.row_cost, self.stages.row_cost, usual)
         self._row_cost = next(cost for cost in costs if cost is not None)
-        self._acceptance = Acceptance(self.options.redraft)
+        self.acceptance = Acceptance(self.options.redraft)
         self.draft: list[int] | None = None
         self._prefix: _Prefix | None = None
         self._calls_since_refresh = 0
@@ -113,7 +114,7 @@ class FastModel:
     def reset(self) -> None:
         """Begin an episode: no draft, nothing learnt about drafts. Kept features belong to identical pictures only."""
         self.draft = None
-        self._acceptance = Acceptance(self.options.redraft)
+        self.acceptance = Acceptance(self.options.redraft)
         self._calls_since_refresh = 0
 
     def predict(
@@ -250,7 +251,7 @@ class FastModel:
 
         with clock.stage("decode"):
             sequence = Speculation(
-                self._vocabulary(), self._script(cache, updated), self.draft, self._acceptance, self._row_cost
+                self._vocabulary(), self._script(cache, updated), self.draft, self.acceptance, self._row_cost
             ).run(forward, rollback)
         self.corrections, self.sequence = sequence.corrections, sequence.tokens
         return torch.tensor(sequence.tokens, device=ids.device, dtype=ids.dtype), sequence.hidden

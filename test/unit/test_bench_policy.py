@@ -15,7 +15,8 @@ from small_checkpoints import ROBOT, TINY, make_checkpoint
 from molmoact2_ros.benchmarking import policy, random_model
 from molmoact2_ros.benchmarking.flips import count_flips
 from molmoact2_ros.benchmarking.memory import bytes_copied, peak_bytes, start_peak
-from molmoact2_ros.benchmarking.policy import IDENTICAL, STAGES, Measured, Row, Settings, measure, measure_all, think
+from molmoact2_ros.benchmarking.policy import IDENTICAL, Settings, measure, measure_all, think
+from molmoact2_ros.benchmarking.policy_lanes import STAGES, Measured, Row
 from molmoact2_ros.benchmarking.policy_report import result_of, write_section
 from molmoact2_ros.cli import parser, run
 from molmoact2_ros.policy import open_checkpoint
