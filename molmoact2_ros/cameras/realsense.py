@@ -16,6 +16,9 @@ from molmoact2_ros.cameras.source import CameraError, Clock, Frame, Intrinsics, 
 
 INSTALL = "pip install '.[realsense]' in the checkout"
 RECORDINGS = (".db3", ".bag")
+PAIR_PERIODS = 1.5
+"""A depth picture belongs to a colour picture when their stamps are at most so many periods apart: the two sensors are
+not synchronised, and on a busy machine librealsense also hands out pairs of different moments."""
 _DISTORTION = {
     "none": "plumb_bob",
     "brown_conrady": "plumb_bob",
@@ -79,6 +82,7 @@ class RealSenseSource:
         for sensor in profile.get_device().query_sensors():
             if sensor.supports(rs.option.depth_units):
                 self._unit_m = float(sensor.get_option(rs.option.depth_units))
+        self._apart_ms = PAIR_PERIODS * 1e3 / profile.get_stream(rs.stream.color).fps()
         self._intrinsics = _intrinsics(profile.get_stream(rs.stream.color).as_video_stream_profile().get_intrinsics())
 
     def read(self, timeout_s: float) -> Frame | None:
@@ -107,7 +111,7 @@ class RealSenseSource:
         if not frames:
             return None
         if self._depth:
-            if not frames.get_depth_frame():
+            if not self._is_pair(frames):
                 return None
             frames = self._align.process(frames).as_frameset()
         colour = frames.get_color_frame()
@@ -120,6 +124,14 @@ class RealSenseSource:
             depth = raw.astype(np.float32) * np.float32(self._unit_m)
         rgb = np.array(np.asanyarray(colour.get_data()), dtype=np.uint8)
         return Frame(rgb, self._stamp(colour, arrival), depth, self._intrinsics)
+
+    def _is_pair(self, frames: Any) -> bool:
+        depth, colour = frames.get_depth_frame(), frames.get_color_frame()
+        if not depth or not colour:
+            return False
+        if depth.get_frame_timestamp_domain() != colour.get_frame_timestamp_domain():
+            return True  # stamps of two clocks say nothing about each other
+        return bool(abs(depth.get_timestamp() - colour.get_timestamp()) <= self._apart_ms)
 
     def _stamp(self, colour: Any, arrival_ns: int) -> int:
         """ROS time of the capture: `system_time` and `global_time` are this machine's clock already."""

@@ -9,7 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 CLOCK_SLACK_NS = 2_000_000
-"""How far ROS time at a deadline may differ from the even grid before the grid is moved to it."""
+"""How far ROS time at a deadline may differ from the even grid before the grid is moved towards it."""
+CLOCK_STEP_NS = 50_000_000
+"""From here on a difference is a clock that was set: the grid follows at once. Below, it was corrected, as time
+servers do all day: the grid follows by at most a tenth of a period a tick, so that time never goes back for it."""
 
 
 def _real_time(priority: int) -> str:
@@ -32,6 +35,35 @@ def _pinned(cpu: int) -> str:
         permitted = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "unknown"
         return f"not pinned: CPU {cpu} is not permitted ({error}); this process may use {permitted}"
     return f"CPU {cpu}"
+
+
+class RosClock:
+    """ROS time of a monotonic deadline: an offset that follows corrections slowly and settings at once.
+
+    The two clocks cannot be read at the same instant. A reading of ROS time is held between two of the monotonic
+    clock, so a thread that was away in between (a busy machine) learns little from it, and nothing wrong.
+
+    Args:
+        now_ns, monotonic_ns: ROS time, which may step, and a clock that never does.
+        slew_ns: how much the offset may follow in one `update`.
+    """
+
+    def __init__(self, now_ns: Callable[[], int], monotonic_ns: Callable[[], int], slew_ns: int) -> None:
+        self._now_ns, self._monotonic_ns, self._slew_ns = now_ns, monotonic_ns, slew_ns
+        self.offset_ns = now_ns() - monotonic_ns()
+
+    def update(self) -> int:
+        """Compare the clocks; returns the offset, ns, to add to a monotonic time."""
+        before = self._monotonic_ns()
+        now = self._now_ns()
+        after = self._monotonic_ns()
+        least, most = now - after - CLOCK_SLACK_NS, now - before + CLOCK_SLACK_NS
+        wrong = min(max(self.offset_ns, least), most) - self.offset_ns
+        if abs(wrong) > CLOCK_STEP_NS:
+            self.offset_ns = now - after
+        else:
+            self.offset_ns += min(max(wrong, -self._slew_ns), self._slew_ns)
+        return self.offset_ns
 
 
 class DeadlineLoop:
@@ -94,8 +126,8 @@ class DeadlineLoop:
             self.scheduling = _real_time(self._realtime_priority)
         if self._cpu >= 0:
             self.scheduling = f"{self.scheduling}, {_pinned(self._cpu)}"
+        clock = RosClock(self._now_ns, self._monotonic_ns, self.period_ns // 10)
         deadline = last = self._monotonic_ns()
-        offset = self._now_ns() - deadline
         try:
             while not self._stop.is_set():
                 deadline += self.period_ns
@@ -106,10 +138,7 @@ class DeadlineLoop:
                 missed = max(0, started - deadline) // self.period_ns
                 self.missed += missed
                 deadline += missed * self.period_ns
-                measured = self._now_ns() - self._monotonic_ns()
-                if abs(measured - offset) > CLOCK_SLACK_NS:
-                    offset = measured
-                self._body(deadline + offset)
+                self._body(deadline + clock.update())
                 i = self._ticks % len(self._periods)
                 self._periods[i], last = started - last, started
                 self._costs[i] = self._monotonic_ns() - started

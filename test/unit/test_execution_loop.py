@@ -94,6 +94,51 @@ def test_a_step_of_the_system_clock_reaches_the_body() -> None:
     assert seen[4] - seen[3] == PERIOD_NS
 
 
+def ticks_of(time: Time, now_ns: object, count: int, change: object = lambda tick: None) -> list[int]:
+    """ROS times of `count` ticks of a loop whose ROS clock is `now_ns`; `change(i)` comes after the i-th."""
+    seen: list[int] = []
+
+    def body(now_ns: int) -> None:
+        seen.append(now_ns)
+        change(len(seen))  # type: ignore[operator]
+        if len(seen) == count:
+            loop._stop.set()
+
+    loop = DeadlineLoop(100.0, body, now_ns, lambda: time.ns, time.sleep)  # type: ignore[arg-type]
+    loop.run()
+    return seen
+
+
+@pytest.mark.parametrize("late", ["before", "after"])
+def test_a_thread_that_is_away_while_it_reads_the_clocks_sees_no_jump(late: str) -> None:
+    time, readings = Time(), [0]
+
+    def now_ns() -> int:
+        readings[0] += 1
+        away = 8_000_000 if readings[0] % 7 == 3 else 0
+        if late == "before":
+            time.ns += away
+            return time.ns + time.epoch_ns
+        now = time.ns + time.epoch_ns
+        time.ns += away
+        return now
+
+    assert [b - a for a, b in pairwise(ticks_of(time, now_ns, 50))] == [PERIOD_NS] * 49
+
+
+@pytest.mark.parametrize("by_ns", [-30_000_000, -6_000_000, 6_000_000, 30_000_000])
+def test_a_corrected_system_clock_is_followed_slowly_and_time_never_goes_back(by_ns: int) -> None:
+    time = Time()
+
+    def correct(tick: int) -> None:
+        time.epoch_ns += by_ns if tick == 5 else 0
+
+    seen = ticks_of(time, lambda: time.ns + time.epoch_ns, 60, correct)
+    steps = [b - a for a, b in pairwise(seen)]
+    assert all(abs(step - PERIOD_NS) <= PERIOD_NS // 10 for step in steps)
+    assert abs(time.ns + time.epoch_ns - seen[-1]) < 2_200_000, "it arrives, to the slack and the lateness of a tick"
+
+
 def test_a_failure_of_the_body_ends_the_loop_and_is_kept() -> None:
     def body(now_ns: int) -> None:
         raise RuntimeError("no such joint")
