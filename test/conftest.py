@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,48 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from heartbeat import Heartbeat, told  # noqa: E402 - needs the path above
 
+REAL_TIME = ("drivers", "faults", "nodes", "launch")
+"""Folders of tests that run on real clocks, as do those marked `realtime`."""
+_heartbeat = Heartbeat()
+_begun = 0.0
 _status = 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test on real clocks that fails while the machine is away is tried again, twice at most, and reported."""
+    again = pytest.mark.flaky(reruns=2, condition=lambda: bool(_heartbeat.away(_begun)))
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in REAL_TIME or item.get_closest_marker("realtime"):
+            item.add_marker(again)
+
+
+def pytest_sessionstart() -> None:
+    _heartbeat.begin()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    global _begun
+    _begun = time.monotonic()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        report.sections.append(("The machine", f"{told(_heartbeat.away(_begun))} during this test."))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried again, with why, so that a fault which only such a moment shows is not passed over."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.write_line(f"TRIED AGAIN {report.nodeid}: {report.sections[-1][1]}")
+        terminalreporter.write_line(f"    {report.longrepr.reprcrash.message.splitlines()[0]}")
+    terminalreporter.write_line(f"In the whole run {told(_heartbeat.away())}.")
 
 
 def pytest_sessionfinish(session: object, exitstatus: int) -> None:
@@ -29,6 +71,7 @@ def pytest_sessionfinish(session: object, exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     """End here: at interpreter exit ruckig's binding prints a page about leaks over pytest's closing line."""
+    _heartbeat.end()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(_status)

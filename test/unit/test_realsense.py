@@ -12,6 +12,7 @@ from molmoact2_ros.cameras.clock_map import ClockMap
 from molmoact2_ros.cameras.realsense import RealSenseSource, _package
 from molmoact2_ros.cameras.source import Settings, open_source
 
+pytestmark = pytest.mark.realtime
 WIDTH, HEIGHT, FRAMES, PERIOD_MS = 64, 48, 20, 33.3
 MS = 1_000_000
 
