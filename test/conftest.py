@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from heartbeat import Heartbeat, told  # noqa: E402 - needs the path above
+from heartbeat import Heartbeat, told
 
 REAL_TIME = ("drivers", "faults", "nodes", "launch")
 """Folders of tests that run on real clocks, as do those marked `realtime`."""

@@ -90,7 +90,7 @@ def random_model(config: Any, device: Any, dtype: Any, seed: int = 0) -> Any:
     """
     import torch
 
-    from molmoact2_ros.policy.reference import empty_model
+    from molmoact2_ros.policy.loading import empty_model
 
     model = empty_model(config.to_dict()).to(dtype).to_empty(device=device)
     random = torch.Generator(device=device).manual_seed(seed)

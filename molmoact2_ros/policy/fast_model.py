@@ -18,16 +18,9 @@ from torch.nn import functional
 
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer
+from molmoact2_ros.policy.loading import check_tokenizer, load_model, load_processor
 from molmoact2_ros.policy.options import FastOptions as FastOptions
-from molmoact2_ros.policy.reference import (
-    Answer,
-    DepthCache,
-    StageClock,
-    bins_of_sequence,
-    check_tokenizer,
-    load_model,
-    load_processor,
-)
+from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence
 from molmoact2_ros.policy.rtc import Prefix
 from molmoact2_ros.policy.stages.change import SeenCells, changed_cells, predicted, see_again
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, causal_mask

@@ -3,7 +3,7 @@
 The directory loads unchanged with `molmoact2_ros.policy`, lerobot's MolmoAct2 policy and its processor loader. The
 reference class's bare `from_pretrained` must not be trusted with it (nor with any other checkpoint): with
 transformers 5.5 it draws most weights anew after loading them. Read weights back with
-`molmoact2_ros.policy.reference.load_model`.
+`molmoact2_ros.policy.loading.load_model`.
 Usage:
 
     tokenizer, vocab_size = build_tokenizer(prompt_texts(tasks, robot.setup_type, robot.control_mode))
@@ -87,7 +87,7 @@ class SmallModel:
 
 def build_config(sizes: SmallModel, tokenizer: Qwen2Tokenizer, vocab_size: int) -> MolmoAct2Config:
     """The reference configuration for `sizes` with the token ids of `tokenizer` (both from `build_tokenizer`)."""
-    from molmoact2_ros.policy.reference import reference_module
+    from molmoact2_ros.policy.loading import reference_module
 
     classes = reference_module("configuration_molmoact2")
 
@@ -196,7 +196,7 @@ def new_model(config: MolmoAct2Config, seed: int) -> MolmoAct2ForConditionalGene
     import torch
     from torch import nn
 
-    from molmoact2_ros.policy.reference import reference_module
+    from molmoact2_ros.policy.loading import reference_module
 
     classes = reference_module("modeling_molmoact2")
     model = classes.MolmoAct2ForConditionalGeneration(config)
@@ -239,7 +239,7 @@ def new_model(config: MolmoAct2Config, seed: int) -> MolmoAct2ForConditionalGene
 
 def build_processor(sizes: SmallModel, tokenizer: Qwen2Tokenizer) -> MolmoAct2Processor:
     """The reference processor for `sizes`: one crop an image, resized; no column tokens."""
-    from molmoact2_ros.policy.reference import reference_module
+    from molmoact2_ros.policy.loading import reference_module
 
     image = reference_module("image_processing_molmoact2").MolmoAct2ImageProcessor
     video = reference_module("video_processing_molmoact2").MolmoAct2VideoProcessor

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from molmoact2_ros.policy.reference import reference_module
+from molmoact2_ros.policy.loading import reference_module
 
 if TYPE_CHECKING:
     from lerobot.policies.molmoact2.molmoact2_hf_model.modeling_molmoact2 import MolmoAct2ForConditionalGeneration

@@ -59,7 +59,7 @@ def prompt_texts(tasks: Iterable[str], setup_type: str, control_mode: str) -> li
 
     They come from the reference's own prompt builder, so that no sentence of it is missed; special tokens are left out.
     """
-    from molmoact2_ros.policy.reference import reference_module
+    from molmoact2_ros.policy.loading import reference_module
 
     reference = reference_module("modeling_molmoact2")
     texts: list[str] = []

@@ -15,7 +15,8 @@ from small_checkpoints import ROBOT, make_checkpoint, so101_metadata
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.fast_model import FastModel, FastOptions
-from molmoact2_ros.policy.reference import load_model, load_processor, updated_cells
+from molmoact2_ros.policy.loading import load_model, load_processor
+from molmoact2_ros.policy.reference import updated_cells
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
 
 CPU = torch.device("cpu")

@@ -104,7 +104,7 @@ def test_whole_answers_equal_the_references(
 def test_layers_are_exchanged_only_where_there_is_a_matrix_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from molmoact2_ros.policy.reference import load_model
+    from molmoact2_ros.policy.loading import load_model
 
     opened = stored_in_half(checkpoint(tmp_path, 1))
     monkeypatch.setattr(amx, "LEAST_WEIGHTS", 0)

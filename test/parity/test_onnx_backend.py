@@ -29,7 +29,7 @@ from molmoact2_ros.policy.backends.onnx_stages import OnnxRunner, Session
 from molmoact2_ros.policy.backends.opening import open_stages
 from molmoact2_ros.policy.backends.tensorrt_build import needed_graphs
 from molmoact2_ros.policy.backends.tensorrt_operators import unsupported
-from molmoact2_ros.policy.reference import load_model, load_processor
+from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
 
 

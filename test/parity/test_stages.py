@@ -23,7 +23,8 @@ from small_checkpoints import ROBOT, make_checkpoint
 from molmoact2_ros.policy import Checkpoint, CheckpointError, Observation, open_policy
 from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.fast_policy import FastPolicy
-from molmoact2_ros.policy.reference import reference_module, updated_cells
+from molmoact2_ros.policy.loading import reference_module
+from molmoact2_ros.policy.reference import updated_cells
 from molmoact2_ros.policy.stages import change
 from molmoact2_ros.policy.stages.decoder import TextDecoder, causal_mask
 from molmoact2_ros.policy.stages.flow import FlowStage

@@ -29,8 +29,8 @@ from molmoact2_ros.policy.backends.graphs import Graph, Port
 from molmoact2_ros.policy.backends.opening import BackendMissingError, brackets_for, choose, open_stages
 from molmoact2_ros.policy.backends.tensorrt_engine import Engine, EngineError, EngineRunner, build_engine
 from molmoact2_ros.policy.backends.tensorrt_operators import unsupported
+from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.options import FastOptions
-from molmoact2_ros.policy.reference import load_model, load_processor
 from molmoact2_ros.policy.stages.stage_set import torch_stages
 
 

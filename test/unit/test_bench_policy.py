@@ -21,7 +21,8 @@ from molmoact2_ros.benchmarking.policy_report import result_of, write_section
 from molmoact2_ros.cli import parser, run
 from molmoact2_ros.policy import open_checkpoint
 from molmoact2_ros.policy.fast_model import FastModel
-from molmoact2_ros.policy.reference import ReferenceModel, empty_model
+from molmoact2_ros.policy.loading import empty_model
+from molmoact2_ros.policy.reference import ReferenceModel
 
 CPU = torch.device("cpu")
 TASK = "pick up the red cube"

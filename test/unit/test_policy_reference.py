@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.policy import CheckpointError, Observation, open_checkpoint, open_policy
-from molmoact2_ros.policy import reference as adapter
+from molmoact2_ros.policy import CheckpointError, Observation, loading, open_checkpoint, open_policy
 from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.reference_policy import ReferencePolicy
 
@@ -116,7 +115,7 @@ def test_predictions_equal_the_references(tmp_path: Path, options: dict[str, Any
 
 def test_weights_are_read_as_stored(directory: Path) -> None:
     opened = open_checkpoint(directory, ROBOT, TAG)
-    model = adapter.load_model(directory, opened.config, opened.tensors, torch.device("cpu"), torch.float32)
+    model = loading.load_model(directory, opened.config, opened.tensors, torch.device("cpu"), torch.float32)
     stored = load_file(directory / "model.safetensors")
     assert set(stored) == set(model.state_dict())
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
@@ -126,7 +125,7 @@ def test_processor_equals_lerobots(directory: Path) -> None:
     from lerobot.policies.molmoact2.processor_molmoact2 import _load_local_molmoact2_processor
 
     text = "Image 1<|image|><|im_start|>user\nThe task is to pick up the red cube.<state_3><depth_output>"
-    ours, theirs = adapter.load_processor(directory), _load_local_molmoact2_processor(str(directory))
+    ours, theirs = loading.load_processor(directory), _load_local_molmoact2_processor(str(directory))
     a, b = (processor(text=text, images=[picture(1)], return_tensors="pt") for processor in (ours, theirs))
     assert set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -259,9 +258,9 @@ def test_a_depth_sequence_without_an_end_is_an_error_and_keeps_the_cache(policy:
 
 
 def test_another_lerobot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "version", lambda name: "0.7.0")
+    monkeypatch.setattr(loading, "version", lambda name: "0.7.0")
     with pytest.raises(RuntimeError, match=r"lerobot 0\.7\.0 is installed, the policy needs 0\.6\.1"):
-        adapter.require_lerobot()
+        loading.require_lerobot()
 
 
 def test_unknown_backend_device_and_dtype_are_refused(directory: Path) -> None:
@@ -279,4 +278,4 @@ def test_unknown_backend_device_and_dtype_are_refused(directory: Path) -> None:
 
 def test_config_that_describes_no_model_is_refused(directory: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not describe"):
-        adapter.empty_model({"text_config": {"hidden_size": "wide"}})
+        loading.empty_model({"text_config": {"hidden_size": "wide"}})

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from small_checkpoints import ROBOT, TINY, make_checkpoint
 
-from molmoact2_ros.policy.reference import load_processor, reference_module
+from molmoact2_ros.policy.loading import load_processor, reference_module
 from molmoact2_ros.training.checkpoint import SmallModel, build_config, new_model
 from molmoact2_ros.training.tokenizer import IMAGE_TOKENS, build_tokenizer, prompt_texts, special_tokens
 

@@ -91,7 +91,7 @@ def test_a_few_steps_on_one_batch_lower_every_loss(objective: Objective) -> None
 
 
 def test_state_bins_are_rounded_as_the_reference_rounds_them() -> None:
-    from molmoact2_ros.policy.reference import reference_module
+    from molmoact2_ros.policy.loading import reference_module
 
     state = np.random.default_rng(0).uniform(-1.2, 1.2, (50, 6)).astype(np.float32)
     reference = reference_module("modeling_molmoact2")
@@ -102,7 +102,7 @@ def test_state_bins_are_rounded_as_the_reference_rounds_them() -> None:
 def test_statistics_and_normalisation_are_those_of_the_reference() -> None:
     values = np.random.default_rng(0).normal(size=(500, 6)) * 40.0
     stats = statistics(values)
-    from molmoact2_ros.policy.reference import reference_module
+    from molmoact2_ros.policy.loading import reference_module
 
     normaliser = reference_module("modeling_molmoact2")._FeatureNormalizer.from_stats(stats, "q01_q99")
     np.testing.assert_allclose(normaliser.normalize(values), normalise(values, stats), atol=1e-5)

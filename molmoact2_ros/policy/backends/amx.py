@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,20 @@ def reason_against() -> str:
 
 
 class PieceLinear(nn.Module):
-    """`layer` with its weights in bfloat16: float32 in and out, inputs in `PIECES` of `precision`.
+    """`layer`, float32, with its weights in bfloat16: float32 in and out, inputs in `PIECES` of `precision`.
 
     Raises:
-        ValueError: bfloat16 does not hold the weights of `layer` exactly.
+        ValueError: the weights of `layer` are not float32 that bfloat16 holds exactly.
     """
 
     def __init__(self, layer: nn.Linear, precision: str) -> None:
         super().__init__()
         self.pieces = PIECES[precision]
-        if not is_exact(layer):
+        whole = layer.weight.detach()
+        short = whole.to(torch.bfloat16).contiguous()
+        if whole.dtype != torch.float32 or not torch.equal(short.float(), whole):
             raise ValueError("bfloat16 does not hold the weights of this layer exactly; keep the layer as it is")
-        self.register_buffer("weight", layer.weight.detach().to(torch.bfloat16).contiguous(), persistent=False)
+        self.register_buffer("weight", short, persistent=False)
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,12 +140,6 @@ def _cut_into(pieces: Sequence[torch.Tensor], x: torch.Tensor) -> None:
     pieces[-1].copy_(rest)
 
 
-def is_exact(layer: nn.Linear) -> bool:
-    """Whether `layer` is float32 and bfloat16 holds its weights exactly."""
-    weight = layer.weight.detach()
-    return weight.dtype == torch.float32 and torch.equal(weight.to(torch.bfloat16).float(), weight)
-
-
 def use_pieces(stages: Stages, precision: str, least: int) -> tuple[int, int]:
     """Put `PieceLinear` into the layers of `stages` that it fits, and return how many, and of how many.
 
@@ -154,7 +151,7 @@ def use_pieces(stages: Stages, precision: str, least: int) -> tuple[int, int]:
         if layer.weight.numel() < least:
             continue
         tried += 1
-        if is_exact(layer):
+        with suppress(ValueError):  # a layer that does not fit stays as it is
             setattr(owner, name, PieceLinear(layer, precision))
             fitted += 1
     return fitted, tried

@@ -15,8 +15,8 @@ from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported_all, free_graphs, picture_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
 from molmoact2_ros.policy.checkpoint import Checkpoint, open_checkpoint
+from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.options import ENGINE_PRECISIONS
-from molmoact2_ros.policy.reference import load_model, load_processor
 from molmoact2_ros.policy.stages.stage_set import torch_stages
 
 PRECISIONS = {"onnxruntime": ("float32",), "tensorrt": ENGINE_PRECISIONS}

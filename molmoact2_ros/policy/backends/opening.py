@@ -16,8 +16,9 @@ from molmoact2_ros.policy.backends.build import exported_all, free_graphs, is_ex
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
 from molmoact2_ros.policy.backends.captured import CapturedRunner, CompiledRunner
 from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.loading import load_processor
 from molmoact2_ros.policy.options import FastOptions
-from molmoact2_ros.policy.reference import load_processor, prompt_text
+from molmoact2_ros.policy.reference import prompt_text
 from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
 
 TASK = "put the red cube on the green plate beside the cup"

@@ -18,7 +18,7 @@ from molmoact2_ros.policy.backends.graphs import Graph, context_graph, step_grap
 from molmoact2_ros.policy.backends.opening import BackendMissingError, brackets_for
 from molmoact2_ros.policy.backends.tensorrt_engine import Engine, EngineRunner, build_engine, tensorrt_module
 from molmoact2_ros.policy.checkpoint import Checkpoint
-from molmoact2_ros.policy.reference import load_model, load_processor
+from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
 
 
