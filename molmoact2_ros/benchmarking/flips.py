@@ -1,4 +1,4 @@
-"""How often half precision says another depth code than float32, and how clear the choice was there.
+"""How often a cheaper kind of product says another depth code than float32, and how clear the choice was there.
 
 Both models see the same cells before each cell (those of float32), so that every cell is a choice of its own: a code
 that differs in a free run changes what all later ones are asked.
@@ -18,7 +18,9 @@ from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, scenes
 @dataclass(frozen=True)
 class Flips:
     """Cells asked, those whose code differs; over float32's logits: the median margin of the best code over the second,
-    and the largest margin at which a code differed (0 when none did); frames, and those whose free run differs."""
+    and the largest margin at which a code differed (0 when none did); frames, and those whose free run differs; over the
+    other frames the largest difference of an action, as a share of what its joint's actions span (None: no such frame).
+    """
 
     cells: int
     differing: int
@@ -26,16 +28,22 @@ class Flips:
     largest_margin: float
     frames: int
     frames_differing: int
+    action_error: float | None = None
 
 
 def count_flips(half: Any, whole: Any, state: NDArray[np.float64], cameras: int, frames: int, seed: int = 1) -> Flips:
-    """Compare `half` with `whole` (the same weights in float32) on so many new scenes."""
+    """Compare `half`, the model of cheaper products, with `whole` (the same weights in float32) on new scenes."""
     random = np.random.default_rng(seed)
-    margins, differing, largest, apart = [], 0, 0.0, 0
+    margins, errors, differing, largest, apart = [], [], 0, 0.0, 0
     for _ in range(frames):
         call = Call(scenes(random, cameras), state, np.zeros((1, 1, 3), np.uint8), None)
-        codes = np.array(answer(whole, call).depth_bins)
-        apart += int((np.array(answer(half, call).depth_bins) != codes).any())
+        right, found = answer(whole, call), answer(half, call)
+        codes = np.array(right.depth_bins)
+        if (np.array(found.depth_bins) != codes).any():
+            apart += 1
+        else:
+            spans = np.ptp(right.actions, axis=0)
+            errors.append(float((np.abs(found.actions - right.actions).max(axis=0) / spans).max()))
         exact, rough = (model.depth_logits(call.images, TASK, state, codes) for model in (whole, half))
         best = exact.topk(2, dim=-1).values
         margin = best[:, 0] - best[:, 1]
@@ -43,4 +51,5 @@ def count_flips(half: Any, whole: Any, state: NDArray[np.float64], cameras: int,
         differing += int(flipped.sum())
         largest = max([largest, *margin.cpu()[flipped].tolist()])
         margins += margin.tolist()
-    return Flips(len(margins), differing, float(np.median(margins)), largest, frames, apart)
+    error = max(errors, default=None)
+    return Flips(len(margins), differing, float(np.median(margins)), largest, frames, apart, error)

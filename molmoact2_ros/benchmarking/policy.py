@@ -34,8 +34,8 @@ SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 RATIO_SHARE = 0.1
 """The share that the ratios are about."""
 IDENTICAL = "think, identical pictures"
-HALF_FRAMES = {"small": 20, "mid": 2, "full": 10}
-"""Scenes on which half precision is held against float32."""
+FLIP_FRAMES = {"small": 20, "mid": 4, "full": 10}
+"""Scenes on which cheaper kinds of products are held against float32's."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Bench:
                 stolen.append(taken.share())
                 rows += [lane.row() for lane in lanes]
                 lanes.clear()
-        return Measured(rows, peaks, max(stolen, default=0.0), self._half())
+        return Measured(rows, peaks, max(stolen, default=0.0), self._flips())
 
     def _cases(self) -> dict[str, list[Call]]:
         """The calls of every case, as many as there are rounds."""
@@ -309,28 +309,46 @@ class _Bench:
         model.config._name_or_path = str(self.opened.directory)
         return model
 
-    def _half(self) -> Any:
-        """bfloat16 against float32, by torch."""
+    def _flips(self) -> dict[str, Any]:
+        """bfloat16, and the products on a CPU's matrix unit where layers use it, against plain float32, by torch."""
         import torch
 
         from molmoact2_ros.benchmarking.flips import count_flips
-        from molmoact2_ros.policy.fast_model import FastModel
+        from molmoact2_ros.policy.backends.amx import PIECES
 
-        frames = HALF_FRAMES.get(self.settings.size if not self.settings.checkpoint else "small", 0)
+        frames = FLIP_FRAMES.get(self.settings.size if not self.settings.checkpoint else "small", 0)
         if self.opened.depth_side is None or not frames:
-            return None
+            return {}
         if self.on_device and self.device.type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * FULL_BYTES:
             print("bfloat16 is not held against float32: both do not fit into this GPU's memory", file=sys.stderr)
+            return {}
+        whole = self._cheaper(torch.float32, "off")
+        kinds = {"bfloat16": (torch.bfloat16, "off")}
+        if self.device.type == "cpu":
+            kinds.update({f"AMX {name}": (torch.float32, name) for name in PIECES})
+        state, found = self.robot.model_from_joints(self.robot.rest_position), {}
+        for name, kind in kinds.items():
+            model = self._cheaper(*kind)
+            if model is not None:
+                found[name] = count_flips(model, whole, state, self.settings.cameras, frames)
+        return found
+
+    def _cheaper(self, dtype: Any, amx: str) -> Any:
+        """Plain torch with the model's weights in `dtype` and its products by `amx`; None where no layer uses that."""
+        from molmoact2_ros.policy.backends.amx import PieceLinear
+        from molmoact2_ros.policy.backends.opening import open_stages
+        from molmoact2_ros.policy.fast_model import FastModel
+        from molmoact2_ros.policy.options import FastOptions
+
+        loaded = self._weights()
+        if loaded is not None:
+            for parameter in loaded.parameters():  # and no buffer: rotary frequencies are float32 in either
+                parameter.data = parameter.data.to(dtype)
+        open_these = open_stages("torch", self.opened, self.device, FastOptions(amx=amx, cuda_graphs="off"), log=_quiet)
+        model = FastModel(self.opened, self.device, dtype, _quiet, None, open_these, loaded)
+        if amx != "off" and not any(isinstance(layer, PieceLinear) for layer in model.stages.decoder.modules()):
             return None
-        pair = []
-        for dtype in (torch.bfloat16, torch.float32):
-            loaded = self._weights()
-            if loaded is not None:
-                for parameter in loaded.parameters():  # and no buffer: rotary frequencies are float32 in either
-                    parameter.data = parameter.data.to(dtype)
-            pair.append(FastModel(self.opened, self.device, dtype, _quiet, None, loaded=loaded))
-        state = self.robot.model_from_joints(self.robot.rest_position)
-        return count_flips(pair[0], pair[1], state, self.settings.cameras, frames)
+        return model
 
 
 def _where(device: Any, dtype: Any) -> str:

@@ -40,8 +40,8 @@ class Measured:
     peaks: Mapping[str, int]
     stolen: float = 0.0
     """Share of processor time that a hypervisor took while calls were timed."""
-    half: Any = None
-    """Half precision against float32 (`flips.Flips`), None where it was not asked."""
+    flips: Mapping[str, Any] = field(default_factory=dict)
+    """Cheaper kinds of products against float32's (`flips.Flips`), those that were asked."""
 
 
 @dataclass

@@ -54,7 +54,7 @@ def result_of(settings: Settings, measured: Measured) -> dict[str, Any]:
         "ours_over_reference": over,
         "backends": backends,
         "peak_bytes": dict(measured.peaks),
-        "half": None if measured.half is None else asdict(measured.half),
+        "flips": {name: asdict(flips) for name, flips in measured.flips.items()},
         "rows": [asdict(row) for row in measured.rows],
     }
 
@@ -80,7 +80,7 @@ def write_section(
         f"processor time taken by the hypervisor {measured.stolen:.0%}",
         *(f"- {line}" for line in _ratios(settings, result)),
         *(f"- Peak memory, {name}: {peak / 1e9:.2f} GB" for name, peak in measured.peaks.items()),
-        *_half(measured.half),
+        *(_flips(name, flips) for name, flips in measured.flips.items()),
         "",
         "| backend | case | " + " | ".join(STAGES) + " | best | forwards | cells anew | wrong in draft | other codes |",
         "|---" * (len(STAGES) + 7) + "|",
@@ -115,14 +115,14 @@ def _ratios(settings: Settings, result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _half(half: Any) -> list[str]:
-    if half is None:
-        return []
-    return [
-        f"- bfloat16 against float32 (torch, the same codes before each cell): {half.differing} of {half.cells} codes "
-        f"differ, at a top-2 margin of at most {half.largest_margin:.3f} (median margin of all "
-        f"{half.median_margin:.3f}); {half.frames_differing} of {half.frames} free runs differ"
-    ]
+def _flips(name: str, flips: Any) -> str:
+    at = f", at a top-2 margin of at most {flips.largest_margin:.3f}" if flips.differing else ""
+    error = "" if flips.action_error is None else f"; else actions differ by {flips.action_error:.1e} of their spans"
+    return (
+        f"- {name} against float32 (torch, the same codes before each cell): {flips.differing} of {flips.cells} codes "
+        f"differ{at} (median margin of all {flips.median_margin:.3f}); {flips.frames_differing} of {flips.frames} free "
+        f"runs differ{error}"
+    )
 
 
 def _line(row: Row) -> str:

@@ -20,6 +20,7 @@ from molmoact2_ros.benchmarking.policy_lanes import STAGES, Measured, Row
 from molmoact2_ros.benchmarking.policy_report import result_of, write_section
 from molmoact2_ros.cli import parser, run
 from molmoact2_ros.policy import open_checkpoint
+from molmoact2_ros.policy.backends import amx
 from molmoact2_ros.policy.fast_model import FastModel
 from molmoact2_ros.policy.loading import empty_model
 from molmoact2_ros.policy.reference import ReferenceModel
@@ -30,7 +31,7 @@ TASK = "pick up the red cube"
 
 def test_a_run_measures_every_case_and_writes_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random_model.SIZES, "small", TINY)
-    monkeypatch.setitem(policy.HALF_FRAMES, "small", 2)
+    monkeypatch.setitem(policy.FLIP_FRAMES, "small", 2)
     page = tmp_path / "deep" / "policy.md"
     backends = ("torch", "reference")
     settings = Settings(cameras=3, changed=0.45, repeats=1, threads=1, backends=backends)
@@ -48,14 +49,28 @@ def test_a_run_measures_every_case_and_writes_its_section(tmp_path: Path, monkey
         assert changed["copied"]["within"] > 0 and result["peak_bytes"][backend] > 0
     assert rows["reference", case]["forwards"] > rows["torch", case]["forwards"]
     assert result["ours"] == "torch" and result["think_over_base"] > 0 and result["ours_over_reference"] > 0
-    assert result["half"]["cells"] == 18
+    assert result["flips"]["bfloat16"]["cells"] == 18 and set(result["flips"]) == {"bfloat16"}, "no layer is large"
     text = page.read_text()
     assert "## random model, small, 3 cameras, 45% changed, CPU, float32" in text and "torch 2." in text
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL, as on ARM")
+def test_products_on_the_matrix_unit_are_held_against_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(random_model.SIZES, "small", TINY)
+    monkeypatch.setitem(policy.FLIP_FRAMES, "small", 1)
+    monkeypatch.setattr(amx, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(amx, "reason_against", lambda: "")  # MKL multiplies bfloat16 without the unit too, slowly
+    settings = Settings(cameras=1, changed=0.1, repeats=1, threads=1, backends=("torch",))
+    _, result = measure(settings, tmp_path / "policy.md")
+    assert set(result["flips"]) == {"bfloat16", "AMX high", "AMX highest"}
+    for name in ("AMX high", "AMX highest"):
+        assert result["flips"][name]["differing"] == 0 and result["flips"][name]["action_error"] < 1e-4
+    assert "AMX highest against float32" in (tmp_path / "policy.md").read_text()
+
+
 def test_every_share_is_measured_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random_model.SIZES, "small", TINY)
-    monkeypatch.setitem(policy.HALF_FRAMES, "small", 0)
+    monkeypatch.setitem(policy.FLIP_FRAMES, "small", 0)
     settings = Settings(cameras=1, repeats=1, threads=1, backends=("torch",), chunk=10)
     _, result = measure_all(settings, tmp_path / "policy.md")
     cases = [row["case"] for row in result["rows"]]
@@ -142,7 +157,7 @@ def test_a_model_made_where_it_runs_answers_like_the_reference(tmp_path: Path, m
     monkeypatch.setitem(random_model.SIZES, "full", replace(TINY, depth_gate=True))
     monkeypatch.setattr(random_model, "FULL_VOCABULARY", 0)
     monkeypatch.setattr(policy, "_device", lambda settings: (CPU, torch.float32))
-    monkeypatch.setitem(policy.HALF_FRAMES, "full", 1)
+    monkeypatch.setitem(policy.FLIP_FRAMES, "full", 1)
     settings = Settings(size="full", changed=0.45, repeats=1, threads=1, backends=("torch", "reference"))
     _, result = measure_all(settings, tmp_path / "page.md", cameras=(2,), chunks=(10, 15))
     assert len(result["runs"]) == 2 and result["think_over_base"] > 0
