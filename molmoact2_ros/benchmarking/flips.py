@@ -17,9 +17,15 @@ from molmoact2_ros.benchmarking.policy_calls import TASK, Call, answer, scenes
 
 @dataclass(frozen=True)
 class Flips:
-    """Cells asked, those whose code differs; over float32's logits: the median margin of the best code over the second,
-    and the largest margin at which a code differed (0 when none did); frames, and those whose free run differs; over the
-    other frames the largest difference of an action, as a share of what its joint's actions span (None: no such frame).
+    """What was found.
+
+    Attributes:
+        cells, differing: choices asked, and those that came out another way.
+        median_margin, largest_margin: of the best code over the second in float32's logits: the median of all, and the
+            largest at which a code differed (0 when none did).
+        frames, frames_differing: whole calls, and those whose codes differ.
+        action_error: over the other calls, the largest difference of an action, as a share of what its joint's actions
+            span; None: no such call.
     """
 
     cells: int

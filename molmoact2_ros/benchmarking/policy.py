@@ -344,7 +344,7 @@ class _Bench:
         if loaded is not None:
             for parameter in loaded.parameters():  # and no buffer: rotary frequencies are float32 in either
                 parameter.data = parameter.data.to(dtype)
-        open_these = open_stages("torch", self.opened, self.device, FastOptions(amx=amx, cuda_graphs="off"), log=_quiet)
+        open_these = open_stages("torch", self.opened, self.device, FastOptions(amx=amx, cuda_graphs=False), log=_quiet)
         model = FastModel(self.opened, self.device, dtype, _quiet, None, open_these, loaded)
         if amx != "off" and not any(isinstance(layer, PieceLinear) for layer in model.stages.decoder.modules()):
             return None
