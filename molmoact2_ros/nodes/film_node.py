@@ -131,7 +131,8 @@ class FilmNode(MolmoNode):
 
     def _on_episode(self, message: DiagnosticStatus) -> None:
         values = {value.key: value.value for value in message.values}
-        number, elapsed_s = int(_number(values, "episode") or 0), _number(values, "elapsed_s") or 0.0
+        # The cell counts its episodes from 0, people from 1.
+        number, elapsed_s = int(_number(values, "episode") or 0) + 1, _number(values, "elapsed_s") or 0.0
         before, outcome = self._caption, message.message
         if number != before.episode or elapsed_s < (before.elapsed_s or 0.0):
             self._heights, self._distances = [], []
