@@ -1,4 +1,4 @@
-"""What speaks against arming, in one sentence."""
+"""What speaks against arming, in one sentence, and the way to the start pose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.config import ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
+from molmoact2_ros.execution.limits import Limiter
+from molmoact2_ros.execution.ramp import Ramp
+from molmoact2_ros.execution.workspace import WorkspaceGuard
 
 Array = NDArray[np.float64]
 
@@ -63,3 +66,22 @@ def reason_not_to_arm(
                 "running, and does it have a task?"
             )
     return ""
+
+
+def ramp_to_start(
+    robot: Embodiment, config: ExecutorConfig, limiter: Limiter, guard: WorkspaceGuard, rest: Array, now_ns: int
+) -> Ramp:
+    """The slow way from the last command to the start pose; grippers begin where they are to go (`rest` (dof,)).
+
+    Raises:
+        ValueError: the way leaves the workspace.
+    """
+    goal = np.clip(start_pose(robot, config), limiter.safe.lower, limiter.safe.upper)
+    start = limiter.motion.position.copy()
+    grippers = list(robot.gripper_indices)
+    start[grippers] = rest[grippers]
+    ramp = Ramp(start, goal, robot.limits, grippers, config.ramp_speed, now_ns)
+    outside = guard.first_outside(ramp.way())
+    if outside is not None:
+        raise ValueError(outside[1])
+    return ramp

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.admission import Admission
-from molmoact2_ros.execution.arming import reason_not_to_arm, start_pose
+from molmoact2_ros.execution.arming import ramp_to_start, reason_not_to_arm
 from molmoact2_ros.execution.chunk import ChunkMessage, Refusal
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
@@ -405,14 +405,10 @@ class Executor:
         stale = self._feedback.stale(now_ns)
         if stale:
             return False, f"cannot go to the start pose: {stale}"
-        goal = np.clip(start_pose(self.robot, self.config), self._limiter.safe.lower, self._limiter.safe.upper)
-        start = self._limiter.motion.position.copy()
-        grippers = list(self.robot.gripper_indices)
-        start[grippers] = self._rest[grippers]
-        ramp = Ramp(start, goal, self.robot.limits, grippers, self.config.ramp_speed, now_ns)
-        outside = self._guard.first_outside(ramp.way())
-        if outside is not None:
-            return False, f"cannot go to the start pose: {outside[1]}"
+        try:
+            ramp = ramp_to_start(self.robot, self.config, self._limiter, self._guard, self._rest, now_ns)
+        except ValueError as error:
+            return False, f"cannot go to the start pose: {error}"
         self._drop(now_ns)
         self._stops.forget()
         self._ramp = ramp
