@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from heartbeat import Heartbeat, told
 
-REAL_TIME = ("drivers", "faults", "nodes", "launch")
+REAL_TIME = ("drivers", "faults", "nodes")
 """Folders of tests that run on real clocks, as do those marked `realtime`."""
 _heartbeat = Heartbeat()
 _begun = 0.0

@@ -322,19 +322,20 @@ class _Bench:
         if self.on_device and self.device.type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * FULL_BYTES:
             print("bfloat16 is not held against float32: both do not fit into this GPU's memory", file=sys.stderr)
             return {}
-        whole = self._cheaper(torch.float32, "off")
+        whole = self._torch(torch.float32, "off")
         kinds = {"bfloat16": (torch.bfloat16, "off")}
         if self.device.type == "cpu":
             kinds.update({f"AMX {name}": (torch.float32, name) for name in PIECES})
         state, found = self.robot.model_from_joints(self.robot.rest_position), {}
         for name, kind in kinds.items():
-            model = self._cheaper(*kind)
+            model = self._torch(*kind)
             if model is not None:
                 found[name] = count_flips(model, whole, state, self.settings.cameras, frames)
+            del model  # before the next one is loaded
         return found
 
-    def _cheaper(self, dtype: Any, amx: str) -> Any:
-        """Plain torch with the model's weights in `dtype` and its products by `amx`; None where no layer uses that."""
+    def _torch(self, dtype: Any, amx: str) -> Any:
+        """Torch's model with its weights in `dtype` and its products by `amx`; None where no layer uses that."""
         from molmoact2_ros.policy.backends.amx import PieceLinear
         from molmoact2_ros.policy.backends.opening import open_stages
         from molmoact2_ros.policy.fast_model import FastModel

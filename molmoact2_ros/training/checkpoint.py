@@ -196,9 +196,9 @@ def new_model(config: MolmoAct2Config, seed: int) -> MolmoAct2ForConditionalGene
     import torch
     from torch import nn
 
-    from molmoact2_ros.policy.loading import reference_module
+    from molmoact2_ros.policy.loading import modeling
 
-    classes = reference_module("modeling_molmoact2")
+    classes = modeling()
     model = classes.MolmoAct2ForConditionalGeneration(config)
     random = torch.Generator().manual_seed(seed)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from molmoact2_ros.policy.loading import reference_module
+from molmoact2_ros.policy.loading import modeling
 
 if TYPE_CHECKING:
     from lerobot.policies.molmoact2.molmoact2_hf_model.modeling_molmoact2 import MolmoAct2ForConditionalGeneration
@@ -38,7 +38,7 @@ class PromptTemplate:
         model: MolmoAct2ForConditionalGeneration, processor: MolmoAct2Processor, metadata: dict[str, Any], task: str
     ) -> PromptTemplate:
         """Tokenise the reference's own prompt for `metadata` (one tag of norm_stats.json) and `task`, with depth."""
-        reference = reference_module("modeling_molmoact2")
+        reference = modeling()
         cameras, dof = len(metadata["camera_keys"]), len(metadata["state_stats"]["q01"])
         text = reference._build_robot_text(
             task=reference._normalize_question_text(task),

@@ -59,9 +59,9 @@ def prompt_texts(tasks: Iterable[str], setup_type: str, control_mode: str) -> li
 
     They come from the reference's own prompt builder, so that no sentence of it is missed; special tokens are left out.
     """
-    from molmoact2_ros.policy.loading import reference_module
+    from molmoact2_ros.policy.loading import modeling
 
-    reference = reference_module("modeling_molmoact2")
+    reference = modeling()
     texts: list[str] = []
     for task in tasks:
         for style in ("robot_depth_action", "robot_action"):

@@ -50,6 +50,13 @@ def test_nothing_is_published_before_a_task(running: tuple[NodeProcess, Cell]) -
     assert cell.chunks == []
 
 
+def newest_grid(cell: Cell) -> set[int]:
+    """What the grid of re-predicted cells holds that belongs to the newest chunk, or to one after it."""
+    stamp = nanoseconds(cell.chunks[-1].header.stamp)
+    wait_until(lambda: cell.updated and nanoseconds(cell.updated[-1].header.stamp) >= stamp, "the chunk's grid")
+    return set(cell.updated[-1].data)
+
+
 def test_chunk_and_depth_carry_the_oldest_observation(running: tuple[NodeProcess, Cell]) -> None:
     _, cell = running
     cell.task("pick up the red cube")
@@ -67,8 +74,7 @@ def test_chunk_and_depth_carry_the_oldest_observation(running: tuple[NodeProcess
     assert {nanoseconds(image.header.stamp) for image in cell.codes} <= {
         nanoseconds(c.header.stamp) for c in cell.chunks
     }
-    # A machine that was away for longer than the gap makes the next frame anew.
-    wait_until(lambda: set(cell.updated[-1].data) == {0}, "an unchanged picture that re-predicts no cell")
+    assert newest_grid(cell) == {0}, "an unchanged picture re-predicts no cell"
 
 
 def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]) -> None:
@@ -86,7 +92,7 @@ def test_every_task_message_starts_anew(running: tuple[NodeProcess, Cell]) -> No
     _, cell = running
     cell.task("pick up the red cube")
     settled(cell, "chunks before")
-    wait_until(lambda: set(cell.updated[-1].data) == {0}, "an unchanged picture that re-predicts no cell")
+    assert newest_grid(cell) == {0}
     sent = cell.task("pick up the red cube")
     mark = len(cell.updated)
     wait_until(lambda: any(set(image.data) == {255} for image in cell.updated[mark:]), "a frame with every cell anew")
