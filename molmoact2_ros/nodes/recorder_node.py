@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ from std_srvs.srv import Trigger
 from molmoact2_ros.nodes.node_base import MolmoNode, Parameter, main_of
 from molmoact2_ros.recording.bag import audit_lines
 from molmoact2_ros.recording.episodes import EpisodeRecorder, Finished, unfinished
-from molmoact2_ros.recording.streams import Stream, streams_of
+from molmoact2_ros.recording.streams import HeardTwice, Hearing, Stream, streams_of
 
 WRITE_TIMEOUT_S = 30.0
 """How long the end of an episode may take before the caller is told that it is still being written."""
@@ -72,7 +71,7 @@ class RecorderNode(MolmoNode):
         super().__init__("recorder")
         self._episodes: EpisodeRecorder | None = None
         self._task = ""
-        self._heard: dict[str, deque[int]] = {}
+        self._heard = HeardTwice()
         # The episode of sim/episode that was started for; kept when a user ends its bag early, so that it stays ended.
         self._followed: int | None = None
         self._kept = 0
@@ -126,14 +125,13 @@ class RecorderNode(MolmoNode):
     def _take(self, stream: Stream, react: Callable[[bytes], None] | None, data: bytes, info: Any) -> None:
         if self._episodes is None:
             return
-        if stream.latched:  # heard by two subscriptions
-            heard = self._heard.setdefault(stream.topic, deque(maxlen=64))
-            if info["source_timestamp"] in heard:
-                return
-            heard.append(info["source_timestamp"])
-        if react is not None:
+        hearing = self._heard.hearing(stream.topic, int(info["source_timestamp"])) if stream.latched else Hearing.NEWEST
+        if hearing is Hearing.AGAIN:
+            return
+        newest = hearing is Hearing.NEWEST
+        if newest and react is not None:
             react(data)
-        self._episodes.put(stream.topic, data, int(info["received_timestamp"]) or self.now_ns())
+        self._episodes.put(stream.topic, data, int(info["received_timestamp"]) or self.now_ns(), newest)
 
     def _on_task(self, data: bytes) -> None:
         self._task = deserialize_message(data, String).data

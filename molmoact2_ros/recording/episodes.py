@@ -152,9 +152,9 @@ class EpisodeRecorder:
         """Path of the running episode, or None."""
         return None if self._writer is None else self._writer.path
 
-    def put(self, topic: str, data: bytes, received_ns: int) -> None:
-        """Take one serialized message."""
-        if topic in self._latched:
+    def put(self, topic: str, data: bytes, received_ns: int, newest: bool = True) -> None:
+        """Take one serialized message; `newest` is False when one that was sent after it was taken before."""
+        if newest and topic in self._latched:
             self._last[topic] = data
         if self._writer is not None:
             self._writer.put(topic, data, received_ns)

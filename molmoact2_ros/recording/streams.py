@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,34 @@ def streams_of(cameras: Sequence[str], raw: bool = True, compressed: bool = Fals
         Stream("sim/episode", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
         Stream("sim/object_pose", "geometry_msgs/msg/PoseStamped", reliable=False, depth=100),
     )
+
+
+class Hearing(Enum):
+    """What a message is among those of its topic that were heard before."""
+
+    NEWEST = "newest"
+    LATE = "late"
+    AGAIN = "again"
+
+
+class HeardTwice:
+    """Tells apart the messages of topics that two subscriptions listen to.
+
+    The two are emptied one after the other, so that what one of them kept from before may be taken after something
+    newer that the other one heard: it belongs into the bag, but is not what holds now.
+    """
+
+    REMEMBERED = 64
+    """Messages of a topic; more than twice what can wait in its two queues."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, deque[int]] = {}
+
+    def hearing(self, topic: str, sent_ns: int) -> Hearing:
+        """Take note of a message by its source timestamp, ns."""
+        sent = self._sent.setdefault(topic, deque(maxlen=self.REMEMBERED))
+        if sent_ns in sent:
+            return Hearing.AGAIN
+        newest = sent_ns > max(sent, default=0)
+        sent.append(sent_ns)
+        return Hearing.NEWEST if newest else Hearing.LATE

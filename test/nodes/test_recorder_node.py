@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
-from ros_process import Companion, NodeProcess, ros_arguments, wait_until
+from ros_process import DEADLINE_S, Companion, NodeProcess, ros_arguments, wait_until
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, String
@@ -52,7 +53,7 @@ class Publishers:
 
     def matched(self) -> bool:
         """Whether the recorder listens to every publisher, besides this peer's own subscriptions."""
-        wanted = ((self.image, 2), (self.joints, 2), (self.task, 1), (self.episode, 1))
+        wanted = ((self.image, 2), (self.joints, 2), (self.task, 2), (self.episode, 2))
         return all(publisher.get_subscription_count() >= count for publisher, count in wanted)
 
     def tick(self) -> None:
@@ -67,8 +68,11 @@ class Publishers:
         self.joints.publish(joints)
 
     def say_episode(self, number: int, message: str) -> None:
+        """Only the last message of a latched topic is kept: a reader that does not know this publisher yet, though it
+        is counted here already, would never hear the one before."""
         values = [KeyValue(key="episode", value=str(number))]
         self.episode.publish(DiagnosticStatus(name="episode", message=message, values=values))
+        assert self.episode.wait_for_all_acked(Duration(seconds=DEADLINE_S)), f"{message!r} is not acknowledged"
 
 
 def bag_of(path: Path) -> dict[str, list[bytes]]:
@@ -104,6 +108,7 @@ def test_recorded_by_service_byte_for_byte(robot: Companion, tmp_path: Path) -> 
         before = out.count
         wait_until(lambda: out.count >= before + 40, "forty ticks", meanwhile=out.tick)
         stops.publish(Bool(data=True))
+        assert stops.wait_for_all_acked(Duration(seconds=DEADLINE_S))
         out.say_episode(7, "waiting")
         wait_until(lambda: out.count >= before + 50, "ten more ticks", meanwhile=out.tick)
         assert not robot.call(Trigger, "recorder/start", Trigger.Request()).success
@@ -145,7 +150,7 @@ def test_follows_episodes_and_survives_sigterm(robot: Companion, tmp_path: Path)
             begun = out.count
             wait_until(lambda begun=begun: out.count >= begun + 10, "ten ticks", meanwhile=out.tick)
             out.say_episode(number, ending)
-            wait_until(metadata[number - 1].exists, f"bag {number} is finished")
+            wait_until(metadata[number - 1].exists, lambda number=number: f"bag {number}, finished: {node.output}")
             assert custom_data(metadata[number - 1].parent)["outcome"] == ending
         out.say_episode(3, "running")
         wait_until(metadata[2].parent.exists, "the third bag is open")

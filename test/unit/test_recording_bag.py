@@ -22,7 +22,7 @@ from rosbags.typesys import Stores, get_typestore
 from molmoact2_ros.recording.bag import Bag, StreamAudit, audit_lines
 from molmoact2_ros.recording.episodes import EpisodeRecorder, EpisodeWriter, Finished, next_episode, unfinished
 from molmoact2_ros.recording.recover import recover
-from molmoact2_ros.recording.streams import Stream, streams_of
+from molmoact2_ros.recording.streams import HeardTwice, Hearing, Stream, streams_of
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 STRING = Stream("/so101/task", "std_msgs/msg/String", latched=True)
@@ -191,6 +191,25 @@ def test_every_episode_begins_with_the_last_latched_messages(tmp_path: Path) -> 
     assert {entry.path for entry in finished} == set(paths), "each bag is finished in a thread of its own"
     for i, path in enumerate(paths, 1):
         assert messages(path) == [(STRING.topic, string("pick up the red cube")), (IMAGE.topic, image(i))]
+
+
+def test_what_was_kept_from_before_is_recorded_but_does_not_hold_again(tmp_path: Path) -> None:
+    heard = HeardTwice()
+    came = [("task", 20), ("task", 10), ("task", 20), ("e_stop", 10), ("task", 30), ("task", 30), ("task", 10)]
+    new, late, again = Hearing.NEWEST, Hearing.LATE, Hearing.AGAIN
+    assert [heard.hearing(topic, sent) for topic, sent in came] == [new, late, again, new, new, again, again]
+
+    episodes, _ = recorder(tmp_path)
+    episodes.put(STRING.topic, string("pick up the red cube"), 2)
+    first = episodes.start(10)
+    episodes.put(STRING.topic, string("kept from before"), 11, newest=False)
+    episodes.stop({})
+    second = episodes.start(20)
+    episodes.stop({})
+    assert episodes.wait(10.0)
+    now = (STRING.topic, string("pick up the red cube"))
+    assert messages(first) == [now, (STRING.topic, string("kept from before"))]
+    assert messages(second) == [now]
 
 
 def test_a_discarded_or_empty_episode_leaves_no_directory(tmp_path: Path) -> None:
