@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 SEAM_WINDOW_S = 0.25
 """So long after the first set-point of a new chunk counts as its seam: our shortest fade and a little more."""
-LARGEST_LAG_S = 1.2
+LARGEST_LEAD_S, LARGEST_LAG_S = 0.2, 1.2
 LAG_STEP_S = 0.0025
 SLOW_RAD_S = 0.1
 """A chunk slower than this does not count as moving."""
@@ -42,7 +42,9 @@ class Measures:
         standing: share of the ticks covered by a chunk that moves in which the set-points move at less than a twentieth
             of its speed, whatever the player says of itself.
         lag_s: the shift in time with which the set-points fit best to the newest chunk that it has taken; positive is
-            behind it. distance: their root mean square distance from that chunk at the present moment, rad.
+            behind it. Only the motion that the stream's chunks share is shifted: each chunk's own opinion grows along
+            its rows, so that whoever evens opinions out would seem to be behind. distance: the root mean square
+            distance of the set-points from that chunk at the present moment, rad.
         arm_lag_s, arm_distance: the same of an arm that keeps its limits and is sent these set-points, see `follow`.
         violations: set-points outside the position, velocity, acceleration or jerk limits, grippers included.
     """
@@ -154,18 +156,24 @@ def _against_chunks(replay: Replay, points: Array, arm: list[int]) -> tuple[floa
     ages = np.arange(0.0, robot.horizon / stream.rate_hz + LAG_STEP_S, LAG_STEP_S)
     chunks = np.stack([stream.sampled(int(frame), frame / stream.rate_hz + ages)[:, arm] for frame in frames])
     places = np.round((replay.times_s[ticks] - frames[which] / stream.rate_hz) / LAG_STEP_S).astype(int)
-    given = points[ticks]
+    given, asked = points[ticks], chunks[which, np.clip(places, 0, len(ages) - 1)]
+    earliest, latest = -round(LARGEST_LEAD_S / LAG_STEP_S), round(LARGEST_LAG_S / LAG_STEP_S)
+    row = round(1.0 / stream.rate_hz / LAG_STEP_S)
+    moments = np.round(replay.times_s[ticks] / LAG_STEP_S).astype(int) + latest
+    shared = stream.shared((np.arange(moments[-1] - earliest + row + 1) - latest) * LAG_STEP_S)[:, arm]
+    # The first row is due one row after the frame: what the chunk asks for earlier is as much less far.
+    early = np.clip(row - places, 0, row)
+    start = asked - shared[moments + early]
 
     def error(offset: int) -> float:
-        return float(np.mean((given - chunks[which, np.clip(places - offset, 0, len(ages) - 1)]) ** 2))
+        return float(np.mean((given - start - shared[moments - offset]) ** 2))
 
-    offsets = range(-round(0.2 / LAG_STEP_S), round(LARGEST_LAG_S / LAG_STEP_S))
-    lag = min(offsets, key=error) * LAG_STEP_S
+    lag = min(range(earliest, latest), key=error) * LAG_STEP_S
     # Speeds over one row: a player that holds each row stands within it without stalling.
     span = round(replay.rate_hz / stream.rate_hz)
     inside = replay.covered[ticks] & (ticks >= span)
     back = np.clip(places - round(1.0 / stream.rate_hz / LAG_STEP_S), 0, len(ages) - 1)
-    chunk_moves = np.abs(chunks[which, np.clip(places, 0, len(ages) - 1)] - chunks[which, back]).max(axis=1)
+    chunk_moves = np.abs(asked - chunks[which, back]).max(axis=1)
     given_moves = np.abs(given - points[np.maximum(ticks - span, 0)]).max(axis=1)
     relevant = inside & (chunk_moves * stream.rate_hz > SLOW_RAD_S)
     standing = float((given_moves[relevant] < 0.05 * chunk_moves[relevant]).mean()) if relevant.any() else 0.0

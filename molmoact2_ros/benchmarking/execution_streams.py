@@ -54,6 +54,17 @@ class Stream:
         due = (frame + np.arange(self.rows.shape[1]) + 1) / self.rate_hz
         return np.stack([np.interp(times_s, due, self.rows[frame, :, j]) for j in range(self.robot.dof)], axis=1)
 
+    def shared(self, times_s: Array) -> Array:
+        """The motion that the chunks agree on at `times_s` (n,): the mean of all that have a row due then; (n, dof)."""
+        frames, horizon, dof = self.rows.shape
+        total, count = np.zeros((frames + horizon, dof)), np.zeros((frames + horizon, 1))
+        for row in range(horizon):
+            total[row + 1 : row + 1 + frames] += self.rows[:, row]
+            count[row + 1 : row + 1 + frames] += 1.0
+        due = np.arange(1, frames + horizon) / self.rate_hz
+        means = total[1:] / count[1:]
+        return np.stack([np.interp(times_s, due, means[:, j]) for j in range(dof)], axis=1)
+
 
 @dataclass(frozen=True)
 class Link:
@@ -118,15 +129,16 @@ def save(path: Path, robot: Embodiment, episodes: Sequence[Array]) -> None:
     np.savez_compressed(path, robot=np.array(robot.name), rows=steps.astype(np.int16), starts=starts)
 
 
-def synthetic(robot: Embodiment, kind: str, seconds: float, seed: int) -> Stream:
+def synthetic(robot: Embodiment, kind: str, seconds: float, seed: int, opinion: float = 1.0) -> Stream:
     """A policy that draws slow curves with every joint and is of another opinion at every call.
 
     `steady`: chunks differ by some milliradians, growing to 10 mrad along the chunk. `undecided`: to 50 mrad, and
     every two seconds a new aim, as when a policy goes for another object. The curves are as wide as the workspace
-    lets them be, up to 0.2 rad about the rest pose.
+    lets them be, up to 0.2 rad about the rest pose. `opinion` scales the differences; the curves, the aims and the
+    noise of the rows stay the same.
     """
     for reach in (0.2, 0.17, 0.14, 0.11, 0.08, 0.05):
-        rows = _curves(robot, kind, seconds, seed, reach)
+        rows = _curves(robot, kind, seconds, seed, reach, opinion)
         if _inside_workspaces(robot, rows):
             break
     return Stream(kind, robot, rows)
@@ -141,9 +153,9 @@ def _inside_workspaces(robot: Embodiment, rows: Array) -> bool:
     return True
 
 
-def _curves(robot: Embodiment, kind: str, seconds: float, seed: int, widest: float) -> Array:
+def _curves(robot: Embodiment, kind: str, seconds: float, seed: int, widest: float, opinion: float) -> Array:
     """Rows (n, h, dof) of a synthetic stream whose joints swing by up to `widest` rad."""
-    spread = {"steady": 0.01, "undecided": 0.05}[kind]
+    spread = opinion * {"steady": 0.01, "undecided": 0.05}[kind]
     rng = np.random.default_rng([seed, robot.dof, len(kind)])
     rate, horizon, dof = robot.rate_hz, robot.horizon, robot.dof
     frames = round(seconds * rate) + 1

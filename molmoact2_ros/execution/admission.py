@@ -109,24 +109,25 @@ class Admission:
 
     # -- and off it ---------------------------------------------------------------------------------------------------
 
-    def ending(self, now_ns: int, refused: str, slowing: bool) -> Refusal | None:
+    def ending(self, now_ns: int, due_ns: int, refused: str, slowing: bool) -> Refusal | None:
         """How the chunk on the timeline ends, if it does: `slowing`, `over`, or `old` where it must not go on.
 
-        `refused`: why the chunks after it are not followed. `slowing`: it was said already that it slows down.
+        `due_ns`: what moment the next command is for. `refused`: why the chunks after it are not followed. `slowing`:
+        it was said already that it slows down.
         """
         chunk = self._timeline.chunk
         if chunk is None:
             return None
         silence = (now_ns - chunk.stamp_ns) * 1e-9
         because = self._timeline.ends_because or refused
-        if self._timeline.finished(now_ns):
+        if self._timeline.finished(due_ns):
             horizon = len(chunk.rows) / chunk.rate_hz
             said = f"policy silent for {silence:.2f} s; the chunk's {horizon:.2f} s are used up"
             return Refusal("over", because or said)
         if silence > self._config.chunk_timeout_s:
             limit = self._config.chunk_timeout_s
             return Refusal("old", because or f"policy silent for {silence:.2f} s (limit {limit:.2f} s)")
-        if not slowing and self._timeline.slowing(now_ns):
+        if not slowing and self._timeline.slowing(due_ns):
             said = f"policy silent for {silence:.2f} s; slowing down, the chunk is nearly used up"
             return Refusal("slowing", because or said)
         return None

@@ -69,7 +69,7 @@ def reason_not_to_arm(
 
 
 def ramp_to_start(
-    robot: Embodiment, config: ExecutorConfig, limiter: Limiter, guard: WorkspaceGuard, rest: Array, now_ns: int
+    robot: Embodiment, config: ExecutorConfig, limiter: Limiter, guard: WorkspaceGuard, rest: Array, begin_ns: int
 ) -> Ramp:
     """The slow way from the last command to the start pose; grippers begin where they are to go (`rest` (dof,)).
 
@@ -80,7 +80,7 @@ def ramp_to_start(
     start = limiter.motion.position.copy()
     grippers = list(robot.gripper_indices)
     start[grippers] = rest[grippers]
-    ramp = Ramp(start, goal, robot.limits, grippers, config.ramp_speed, now_ns)
+    ramp = Ramp(start, goal, robot.limits, grippers, config.ramp_speed, begin_ns)
     outside = guard.first_outside(ramp.way())
     if outside is not None:
         raise ValueError(outside[1])

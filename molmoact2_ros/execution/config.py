@@ -13,6 +13,7 @@ class ExecutorConfig:
 
     Attributes:
         rate_hz: set-points a second.
+        lead_s: how long after its own period a set-point takes effect, for its way to the robot.
         blend_s: shortest time in which the difference to a new chunk is faded out.
         slow_down_s: how long the arm slows down to rest, half of it before the end of a chunk's horizon.
         joint_state_timeout_s: oldest encoder reading to move on.
@@ -40,6 +41,7 @@ class ExecutorConfig:
     """
 
     rate_hz: float = 100.0
+    lead_s: float = 0.0
     blend_s: float = 0.2
     slow_down_s: float = 0.3
     joint_state_timeout_s: float = 0.25

@@ -50,6 +50,7 @@ class Executor:
         self.counters = Counters()
         groups = [list(range(robot.dof))[arm] for arm in robot.arms] + [[j] for j in robot.gripper_indices]
         self._period_s = 1.0 / config.rate_hz
+        self._ahead_ns = round((self._period_s + config.lead_s) * 1e9)
         self._arms = len(robot.arms)
         self._guard = WorkspaceGuard(robot, robot.limits, self._period_s, config.workspaces)
         varies = type(robot).velocity_bounds is not Embodiment.velocity_bounds
@@ -279,7 +280,10 @@ class Executor:
     # -- the tick -------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> Array | None:
-        """The set-point (dof,), rad, for `now_ns`; None while nothing may be commanded."""
+        """The set-point (dof,), rad, to send at `now_ns`; None while nothing may be commanded.
+
+        It is where the arm shall be when the next one takes effect: one period, and the way to the robot, later.
+        """
         with self._lock:
             jump = self._watch.clock(now_ns, self._last_tick_ns)
             if jump is not None:
@@ -287,7 +291,7 @@ class Executor:
                 self._act(jump, now_ns)
                 if self._stops.due_ns is not None:  # what was computed counts from before the jump
                     stopped = self._supervisor.state is State.ESTOPPED
-                    self._stops.set_time(now_ns, None if stopped else self._rest)
+                    self._stops.set_time(now_ns + self._ahead_ns, None if stopped else self._rest)
             self._last_tick_ns = now_ns
             if not self._engaged:
                 return None
@@ -297,11 +301,12 @@ class Executor:
             if jump is None:  # after a jump every reading looks old or new until the next ones have come
                 self._act(self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING), now_ns)
                 self._watch_horizon(now_ns)
-            path = self._path(now_ns)
+            due_ns = now_ns + self._ahead_ns
+            path = self._path(due_ns)
             if path is not None:
-                setpoint = self._follow(path, now_ns)
+                setpoint = self._follow(path, due_ns)
             else:
-                setpoint = self._limiter.step(None, self._braked(now_ns), self._rest)
+                setpoint = self._limiter.step(None, self._braked(due_ns), self._rest)
             if self._limiter.blocked is not None:
                 self._stop(Event.HALT, self._guard.reason, now_ns)
             self._refused_ticks = self._refused_ticks + 1 if self._limiter.refusal else 0
@@ -315,12 +320,12 @@ class Executor:
             self._watch.commanded(setpoint)
             return setpoint
 
-    def _follow(self, path: Timeline | Ramp, now_ns: int) -> Array:
+    def _follow(self, path: Timeline | Ramp, due_ns: int) -> Array:
         first: list[Motion] = []
 
         def reference(after_s: float) -> Motion:
             # The limiter counts from the last command, which was for the tick before.
-            wanted = path.sample(now_ns, after_s - self._period_s)
+            wanted = path.sample(due_ns, after_s - self._period_s)
             if not first:
                 first.append(wanted)
             return wanted
@@ -330,17 +335,17 @@ class Executor:
         self._rest = np.clip(first[0].position, self.robot.limits.lower, self.robot.limits.upper)
         return setpoint
 
-    def _braked(self, now_ns: int) -> list[bool]:
-        if self._supervisor.state is State.ESTOPPED or self._stops.grippers_overdue(now_ns):
+    def _braked(self, due_ns: int) -> list[bool]:
+        if self._supervisor.state is State.ESTOPPED or self._stops.grippers_overdue(due_ns):
             return self._all_braked
         return self._arms_braked
 
-    def _path(self, now_ns: int) -> Timeline | Ramp | None:
+    def _path(self, due_ns: int) -> Timeline | Ramp | None:
         """What moves the arm; None when nothing does."""
         if self._supervisor.state not in FOLLOWING:
             return None
         path = self._timeline if self._ramp is None else self._ramp
-        return None if path.finished(now_ns) else path
+        return None if path.finished(due_ns) else path
 
     # -- stops ------------------------------------------------------------------------------------------------------
 
@@ -353,18 +358,19 @@ class Executor:
         now on go on. False when the event means nothing in the present state."""
         if event is not Event.HALT and not self._supervisor.accepts(event):
             return False
-        path = None if self._last_tick_ns is None or self._fresh else self._path(self._last_tick_ns)
-        if path is not None and self._last_tick_ns is not None:
-            self._stops.plan(path, self._last_tick_ns)
+        commanded_ns = self._commanded_ns(now_ns)
+        path = None if self._last_tick_ns is None or self._fresh else self._path(commanded_ns)
+        if path is not None:
+            self._stops.plan(path, commanded_ns)
         self._drop(now_ns)
         accepted = self._supervisor.handle(event, reason)
         if self._engaged and self._stops.due_ns is None:
-            self._stops.set_time(self._commanded_ns(now_ns), self._rest)
+            self._stops.set_time(commanded_ns, self._rest)
         return accepted
 
     def _commanded_ns(self, now_ns: int) -> int:
         """What moment the last command was for."""
-        return now_ns if self._last_tick_ns is None else self._last_tick_ns
+        return (now_ns if self._last_tick_ns is None else self._last_tick_ns) + self._ahead_ns
 
     def _drop(self, now_ns: int) -> None:
         self._ramp = None
@@ -406,7 +412,8 @@ class Executor:
         if stale:
             return False, f"cannot go to the start pose: {stale}"
         try:
-            ramp = ramp_to_start(self.robot, self.config, self._limiter, self._guard, self._rest, now_ns)
+            begin_ns = self._commanded_ns(now_ns)
+            ramp = ramp_to_start(self.robot, self.config, self._limiter, self._guard, self._rest, begin_ns)
         except ValueError as error:
             return False, f"cannot go to the start pose: {error}"
         self._drop(now_ns)
@@ -425,12 +432,12 @@ class Executor:
 
     def _watch_horizon(self, now_ns: int) -> None:
         """What has moved the arm comes to its end."""
-        state = self._supervisor.state
-        if self._ramp is not None and (self._ramp.reached(self._limiter.motion) or self._ramp.finished(now_ns)):
+        state, due_ns = self._supervisor.state, now_ns + self._ahead_ns
+        if self._ramp is not None and (self._ramp.reached(self._limiter.motion) or self._ramp.finished(due_ns)):
             self._stop(Event.ARRIVED, "at the start pose; waiting for an action chunk", now_ns)
         if state not in FOLLOWING or self._ramp is not None:
             return
-        ending = self._admission.ending(now_ns, self._out_of_bounds, slowing=state is State.STOPPING)
+        ending = self._admission.ending(now_ns, due_ns, self._out_of_bounds, slowing=state is State.STOPPING)
         if ending is None:
             return
         if ending.kind == "old":
@@ -441,4 +448,5 @@ class Executor:
         elif ending.kind == "over":
             self._timeline.finish()
         self._supervisor.handle(Event.CHUNK_ENDING, ending.reason)
-        self._stops.set_time(self._commanded_ns(now_ns), self._rest, self._timeline.left_from(now_ns))
+        commanded_ns = self._commanded_ns(now_ns)
+        self._stops.set_time(commanded_ns, self._rest, self._timeline.left_from(commanded_ns))

@@ -79,6 +79,7 @@ def config_of(robot: Embodiment, param: Callable[[str], Any]) -> ExecutorConfig:
     pose = tuple(float(value) for value in param("start_pose"))
     return ExecutorConfig(
         rate_hz=float(param("command_rate_hz")),
+        lead_s=float(param("trajectory_lead_s")) if param("output") == "joint_trajectory" else 0.0,
         start_pose=pose if len(pose) > 1 else (),
         workspaces=_workspaces(robot, param("workspace_lower"), param("workspace_upper")),
         **values,

@@ -75,6 +75,7 @@ class Cell:
         self.companion, self.node = companion, companion.node
         self.position = self.robot.rest_position.copy()
         self.rows: np.ndarray | None = None
+        self.sway = 0.0
         self.states: list[DiagnosticStatus] = []
         self.trajectories: list[JointTrajectory] = []
         self.lock = threading.Lock()
@@ -110,12 +111,18 @@ class Cell:
         if self.rows is None:
             return
         message = JointTrajectory(joint_names=list(self.robot.joint_names))
-        message.header.stamp = self.node.get_clock().now().to_msg()
-        for i, row in enumerate(self.rows):
+        now = self.node.get_clock().now()
+        message.header.stamp = now.to_msg()
+        for i, row in enumerate(self.rows.copy()):
             due = round((i + 1) / self.robot.rate_hz * 1e9)
+            row[0] += self.swayed(now.nanoseconds + due)
             due = Duration(sec=due // 1_000_000_000, nanosec=due % 1_000_000_000)
             message.points.append(JointTrajectoryPoint(positions=array("d", row), time_from_start=due))
         self.chunks.publish(message)
+
+    def swayed(self, time_ns: int) -> float:
+        """How far joint 0 is from where `ask` says at this moment, rad."""
+        return self.sway * float(np.sin(0.6 * np.pi * (time_ns % 10**11) * 1e-9))
 
     def ask(self, gripper: float, index: int = 0, joint: float = 0.0) -> None:
         """From now on the policy wants the rest pose, a joint moved by `joint` rad, and one gripper at a share."""
@@ -241,6 +248,27 @@ def test_franka_gets_rolling_trajectories_and_one_grasp_a_decision(franka: tuple
             np.testing.assert_array_equal(before.points[1].positions, after.points[0].positions)
             shared += 1
     assert shared > 50
+
+
+def test_a_trajectory_has_the_arm_on_the_chunk_at_the_moments_that_it_names(
+    franka: tuple[Running, Server, Server],
+) -> None:
+    cell = franka[0].ready()
+    cell.arm()
+    cell.await_state("HOLDING")
+    cell.ask(gripper=1.0)
+    cell.sway = 0.15
+    wait_until(lambda: len(cell.trajectories) > 400, lambda: f"trajectories; {cell.told()}", 30.0)
+    errors, speeds = [], []
+    for message in cell.trajectories[300:400]:
+        point = message.points[-TAIL - 1]  # the newest command
+        times = message.header.stamp, point.time_from_start
+        due_ns = sum(time.sec * 10**9 + time.nanosec for time in times)
+        errors.append(point.positions[0] - cell.robot.rest_position[0] - cell.swayed(due_ns))
+        speeds.append(point.velocities[0])
+    # 20 ms, a period and the way to the controller, are 3 mrad at half of the top speed.
+    assert np.abs(speeds).max() > 0.1
+    assert np.median(np.abs(errors)) < 1e-3, np.round(errors, 4)
 
 
 def test_yam_parallel_grippers_get_goals_of_their_own(packages: Path, tmp_path: Path) -> None:

@@ -78,14 +78,26 @@ def test_a_step_at_a_seam_is_measured_as_what_it_is() -> None:
     assert found.violations == 3  # acceleration and jerk of a step, forth and back
 
 
-def test_the_lag_of_a_player_that_is_late_is_found() -> None:
-    stream = synthetic(SO101, "steady", 6.0, 1)
-    # What the first chunk of each moment asks for, 120 ms late.
-    times = np.arange((len(stream.rows) - 1) * 3) / 90.0 - 0.12
-    due = (np.arange(len(stream.rows)) + 1) / stream.rate_hz
-    commands = np.stack([np.interp(times, due, stream.rows[:, 0, j]) for j in range(6)], axis=1)
-    found = measure(play(Plays(commands, 50), stream, DELAYS[1], 3, 1))
-    assert found.lag_s == pytest.approx(0.12, abs=0.02)
+@pytest.mark.parametrize("late_s", [0.0, 0.12])
+@pytest.mark.parametrize("name", ["so101", "franka", "yam"])
+def test_the_lag_of_a_player_without_opinions_is_how_late_it_is(name: str, late_s: float) -> None:
+    """Opinions grow along a chunk: who evens them out is nearer to an earlier part of it, and yet not behind."""
+    robot, found = embodiment(name), []
+    for seed in (1, 2, 3):
+        stream, plain = (synthetic(robot, "undecided", 10.0, seed, opinion) for opinion in (1.0, 0.0))
+        replay = play(Plays(np.tile(stream.rows[0, 0], (10_000, 1)), 50), stream, DELAYS[2], 2, seed)
+        asked = zip(replay.frames, replay.times_s - late_s, strict=True)
+        replay.setpoints[:] = [plain.sampled(max(0, int(frame)), np.array([time_s]))[0] for frame, time_s in asked]
+        found.append(measure(replay).lag_s)
+    assert np.median(found) == pytest.approx(late_s, abs=0.02)
+
+
+def test_chunks_share_the_mean_of_the_rows_that_are_due() -> None:
+    rows = np.zeros((3, SO101.horizon, SO101.dof))
+    rows[:, :, 0] = np.array([0.1, 0.2, 0.6])[:, None]
+    stream = Stream("three opinions", SO101, rows)
+    at = stream.shared(np.array([0.0, 1.0, 2.0, 3.0, 4.0]) / stream.rate_hz)[:, 0]
+    assert at.tolist() == pytest.approx([0.1, 0.1, 0.15, 0.3, 0.3])
 
 
 def test_an_arm_keeps_its_limits_whatever_it_is_sent_and_follows_what_is_within_them() -> None:
