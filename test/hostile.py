@@ -7,29 +7,25 @@ or a clock does at its beginning, and a seed for everything random in it. The sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from witness import Witness
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.chunk import ChunkMessage
 from molmoact2_ros.execution.config import ExecutorConfig
 from molmoact2_ros.execution.executor import Executor
-from molmoact2_ros.execution.motion import Motion
-from molmoact2_ros.execution.supervisor import Event, State
+from molmoact2_ros.execution.supervisor import State
 
 Array = NDArray[np.float64]
 
 START_NS = 1_700_000_000_000_000_000
 TICKS = 50
 """Ticks a chapter."""
-LONGEST_STOP_NS = 2_500_000_000
-"""No stop is longer, whatever was computed for it: a gripper may take its whole stroke."""
-LONGEST_ARM_STOP_NS = 1_200_000_000
-"""The same for the arms: a fade of 0.8 s to the last row of a chunk that came late, and a stop."""
 RATES = {"so101": 100.0, "franka": 250.0, "yam": 250.0}
+LEADS = {"so101": 0.0, "franka": 0.01, "yam": 0.0}
 
 CHUNKS = (
     "none", "plain", "walk", "edge", "swing", "saw", "teleport", "late", "future", "repeated", "reordered",
@@ -46,45 +42,23 @@ chapters = st.tuples(
 )
 
 
-@dataclass
-class Record:
-    """What was commanded without a break: positions (n, dof), and the executor's own state of motion."""
-
-    positions: list[Array] = field(default_factory=list)
-    motions: list[Motion] = field(default_factory=list)
-
-
-@dataclass
-class StopWatch:
-    """A stop under way: when it was due, and the ticks that are left until then."""
-
-    due_ns: int
-    ticks_left: int
-    arm_ticks_left: int
-    reason: str
-
-
 class Hostile:
-    """One executor and what happens to it. `problems` collects what must never be."""
+    """One executor and what happens to it; `witness` keeps what it commands.
+
+    The arm behind trajectories is commanded ahead of the others, as its configuration has it.
+    """
 
     def __init__(self, robot: Embodiment, config: ExecutorConfig | None = None) -> None:
         self.robot = robot
         rate = RATES[robot.name]
         self.period_ns = round(1e9 / rate)
-        self._arm_joints = [j for j in range(robot.dof) if j not in robot.gripper_indices]
-        self.executor = Executor(robot, config or ExecutorConfig(rate_hz=rate))
+        self.executor = Executor(robot, config or ExecutorConfig(rate_hz=rate, lead_s=LEADS[robot.name]))
+        self.witness = Witness(self.executor, self.period_ns)
         self.now_ns = START_NS
         self.position = robot.rest_position.copy()
         self.frozen = self.position.copy()
         self.commanded = self.position.copy()
-        self.records: list[Record] = []
-        self.ticks = self.moving_ticks = self.stops = 0
-        self.problems: list[str] = []
-        self._running = self._uneven = False
-        self._stop: StopWatch | None = None
         self._sent: list[ChunkMessage] = []
-        self._accepted = 0
-        self._last_ns = 0
         self.rng = np.random.default_rng(0)
         self._direction = 1.0
         self.executor.configured()
@@ -125,60 +99,10 @@ class Hostile:
         if act == "stutter" and self.rng.random() < 0.2:
             self.now_ns += int(self.rng.integers(-self.period_ns, 30 * self.period_ns))
         setpoint = self.executor.tick(self.now_ns)
-        self.ticks += 1
-        self._note(setpoint)
+        self.witness.note(setpoint, self.now_ns)
         if setpoint is not None:
             self.commanded = setpoint.copy()
         self._answer(arm)
-
-    # -- what is kept -------------------------------------------------------------------------------------------------
-
-    def _note(self, setpoint: Array | None) -> None:
-        executor = self.executor
-        if any(change.event is Event.ARM for change in executor.changes()):
-            self._running = False  # armed anew: the first command is the measured position, wherever that is
-        if setpoint is None:
-            self._running = False
-            if executor.state not in (State.DISARMED, State.UNCONFIGURED, State.ESTOPPED):
-                self.problems.append(f"nothing commanded while {executor.state.value}")
-        else:
-            if executor.state is State.DISARMED and not self._running:
-                self.problems.append("commanded while DISARMED")
-            if not self._running:
-                self.records.append(Record())
-                self._running = True
-            self.records[-1].positions.append(setpoint.copy())
-            self.records[-1].motions.append(executor.motion)
-            self.moving_ticks += not executor.motion.still
-        self._watch_stop()
-        self._last_ns = self.now_ns
-
-    def _watch_stop(self) -> None:
-        """A stop has to be over when the time has passed that was computed for it as it began."""
-        executor = self.executor
-        due, accepted = executor.stop_due_ns, executor.counters.chunks_accepted
-        even = self.now_ns - self._last_ns == self.period_ns
-        self._uneven = not even or (self._uneven and self._stop is None)
-        if due is None or accepted != self._accepted:
-            self._stop, self._accepted = None, accepted
-            return
-        if self._stop is None or due != self._stop.due_ns or not even:
-            # The computed time holds if every tick comes; a stop that begins with a gap in time is held to the bound.
-            left_ns = LONGEST_STOP_NS if self._uneven else due - self.now_ns
-            ticks = int(np.ceil(left_ns / self.period_ns)) + 1
-            if left_ns > LONGEST_STOP_NS:
-                self.problems.append(f"a stop ({executor.reason}) is to take {left_ns * 1e-9:.2f} s")
-            self._stop = StopWatch(due, ticks, round(LONGEST_ARM_STOP_NS / self.period_ns), executor.reason)
-            self.stops += 1
-            return
-        self._stop.ticks_left -= 1
-        self._stop.arm_ticks_left -= 1
-        if self._stop.ticks_left < 0:
-            self.problems.append(f"a stop ({self._stop.reason}) has not ended in its computed time")
-            self._stop.ticks_left = 10**9  # told once
-        if self._stop.arm_ticks_left < 0 and executor.motion.velocity[self._arm_joints].any():
-            self.problems.append(f"a stop ({self._stop.reason}) still moves an arm after 1.2 s")
-            self._stop.arm_ticks_left = 10**9
 
     # -- the policy ---------------------------------------------------------------------------------------------------
 
@@ -352,41 +276,7 @@ class Hostile:
         elif act == "same time":
             self.now_ns -= self.period_ns
 
-    # -- what must hold ----------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Every limit, to 1e-9 of the limit, over everything that was commanded.
-
-        Position, and the differences of the set-points up to the third; then the executor's own velocities and
-        accelerations, which are what bounds the motion between two set-points.
-        """
-        for record in self.records:
-            self._check_record(np.array(record.positions), record.motions)
-        assert not self.problems, self.problems[:3]
-
-    def _check_record(self, positions: Array, motions: list[Motion]) -> None:
-        limits, dt = self.robot.limits, self.period_ns * 1e-9
-        assert np.isfinite(positions).all()
-        outside = np.maximum(limits.lower - positions, positions - limits.upper)
-        assert outside.max() <= 1e-9, f"{outside.max()} outside the position limits"
-        padded = np.concatenate((np.repeat(positions[:1], 3, axis=0), positions))
-        for order, limit in ((1, limits.velocity), (2, limits.acceleration), (3, limits.jerk)):
-            share = (np.abs(np.diff(padded, n=order, axis=0)) / dt**order / limit).max()
-            assert share <= 1.0 + 1e-9, f"difference {order} is {share} of its limit"
-        velocities = np.array([m.velocity for m in motions])
-        accelerations = np.array([m.acceleration for m in motions])
-        assert (np.abs(velocities) <= limits.velocity + 1e-9).all()
-        assert (np.abs(accelerations) <= limits.acceleration + 1e-9).all()
-        jerks = np.diff(accelerations, axis=0) / dt
-        assert jerks.size == 0 or (np.abs(jerks) <= limits.jerk * (1.0 + 1e-9)).all()
-        low, high = self.robot.velocity_bounds(positions)
-        excess = np.maximum(velocities - high, low - velocities)
-        assert excess.max() <= 1e-9, f"{excess.max()} rad/s beyond what is permitted at its position"
-        if len(positions) > 1:
-            means = np.diff(positions, axis=0) / dt
-            for ends in (slice(None, -1), slice(1, None)):
-                excess = np.maximum(means - high[ends], low[ends] - means) / limits.velocity
-                assert excess.max() <= 1e-9, f"a step faster than permitted at one of its ends, by {excess.max()}"
+    # -- the way out --------------------------------------------------------------------------------------------------
 
     def find_the_way_out(self) -> None:
         """Whatever happened: released, reset and disarmed with a working arm it gets to DISARMED, and from there on."""
@@ -410,8 +300,3 @@ class Hostile:
         self._send(self._steps(np.zeros((self.robot.horizon, self.robot.dof))))
         assert executor.state is State.TRACKING, f"no way on from {executor.state.value}: {executor.reason}"
         self.tick("follows")
-
-    @property
-    def commands(self) -> list[Array]:
-        """Everything that was commanded, in order."""
-        return [position for record in self.records for position in record.positions]

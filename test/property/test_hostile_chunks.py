@@ -26,7 +26,7 @@ QUICK = settings(
 def run(robot: str, story: list) -> Hostile:
     hostile = Hostile(embodiment(robot))
     hostile.live(story)
-    hostile.check()
+    hostile.witness.check()
     return hostile
 
 
@@ -39,10 +39,10 @@ def test_no_story_moves_the_arm_out_of_its_limits_or_leaves_it_stuck(robot: str)
     def holds(story: list) -> None:
         hostile = run(robot, story)
         hostile.find_the_way_out()
-        hostile.check()
-        seen["ticks"] += hostile.ticks
-        seen["moving"] += hostile.moving_ticks
-        seen["stops"] += hostile.stops
+        hostile.witness.check()
+        seen["ticks"] += hostile.witness.ticks
+        seen["moving"] += hostile.witness.moving_ticks
+        seen["stops"] += hostile.witness.stops
 
     holds()
     assert seen["ticks"] >= 20 * TICKS_A_STORY
@@ -54,7 +54,7 @@ def test_no_story_moves_the_arm_out_of_its_limits_or_leaves_it_stuck(robot: str)
 @settings(QUICK, max_examples=4)
 @given(STORY)
 def test_the_same_story_gives_the_same_motion(robot: str, story: list) -> None:
-    first, second = run(robot, story).commands, run(robot, story).commands
+    first, second = run(robot, story).witness.commands, run(robot, story).witness.commands
     np.testing.assert_array_equal(np.array(first), np.array(second))
 
 
@@ -70,8 +70,8 @@ def test_a_million_ticks_in_all(robot: str) -> None:
         nonlocal ticks
         hostile = run(robot, story)
         hostile.find_the_way_out()
-        hostile.check()
-        ticks += hostile.ticks
+        hostile.witness.check()
+        ticks += hostile.witness.ticks
 
     holds()
     assert ticks * len(ROBOTS) >= 1_000_000
