@@ -102,7 +102,8 @@ def replay_section(results: Mapping[tuple[str, str, str, str], Measures], verdic
         f"moment; it refused {verdict['refused']} chunks. The others: {verdict['violations_of_others']} violations. "
         f"{verdict['replays']} replays in all.",
         "",
-        "Against the best of the others, in the least favourable stream of any robot:",
+        "Against the best of the others: jerk in the least favourable stream of any robot, lag on average over the "
+        "streams of the\nworst robot (an arm ahead of its chunk counts as not behind):",
         "",
         *table(
             ["link", "their largest jerk at seams over ours", "lag of the arm under ours beyond theirs, ms"],
