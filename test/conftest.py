@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from heartbeat import Heartbeat, told
+from ros_process import NodeProcess
 
 REAL_TIME = ("drivers", "faults", "nodes")
 """Folders of tests that run on real clocks, as do those marked `realtime`."""
@@ -45,6 +46,7 @@ def pytest_sessionstart() -> None:
 def pytest_runtest_setup() -> None:
     global _begun
     _begun = time.monotonic()
+    NodeProcess.started.clear()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -53,12 +55,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = outcome.get_result()
     if report.failed:
         report.sections.append(("The machine", f"{told(_heartbeat.away(_begun))} during this test."))
+        report.sections.extend(("A node", process.tail) for process in NodeProcess.started)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was tried again, with why, so that a fault which only such a moment shows is not passed over."""
     for report in terminalreporter.getreports("rerun"):
-        terminalreporter.write_line(f"TRIED AGAIN {report.nodeid}: {report.sections[-1][1]}")
+        terminalreporter.write_line(f"TRIED AGAIN {report.nodeid}: {dict(report.sections)['The machine']}")
         for line in report.longreprtext.splitlines():
             if line.startswith("E  "):
                 terminalreporter.write_line(f"    {line}")

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -39,6 +39,9 @@ class NodeProcess:
         packages: directories whose Python packages and libraries the node may load as well.
     """
 
+    started: ClassVar[list[NodeProcess]] = []
+    """In the present test; what they wrote is told when it fails."""
+
     def __init__(self, module: str, arguments: Sequence[str], log: Path, packages: Sequence[Path] = ()) -> None:
         self._module, self._arguments, self._log = module, list(arguments), log
         self._packages = [str(path) for path in packages]
@@ -53,6 +56,7 @@ class NodeProcess:
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
             )
+        self.started.append(self)
         return self
 
     def _environment(self) -> dict[str, str]:
@@ -68,6 +72,12 @@ class NodeProcess:
     def output(self) -> str:
         """What the process has written so far."""
         return self._log.read_text(errors="replace")
+
+    @property
+    def tail(self) -> str:
+        """What a failed test tells of it."""
+        ended = "runs" if self.popen is None or self.popen.poll() is None else f"ended with {self.popen.returncode}"
+        return "\n".join([f"{self._module} {ended}; it wrote last:", *self.output.splitlines()[-20:]])
 
     def interrupt(self, how: signal.Signals = signal.SIGINT) -> int:
         """Send `how`, and after the deadline SIGKILL; returns the exit status. Safe to call twice."""
