@@ -125,13 +125,15 @@ class RecorderNode(MolmoNode):
     def _take(self, stream: Stream, react: Callable[[bytes], None] | None, data: bytes, info: Any) -> None:
         if self._episodes is None:
             return
-        hearing = self._heard.hearing(stream.topic, int(info["source_timestamp"])) if stream.latched else Hearing.NEWEST
+        received_ns = int(info["received_timestamp"]) or self.now_ns()
+        hearing = Hearing.NEWEST
+        if stream.latched:
+            hearing = self._heard.hearing(stream.topic, int(info["source_timestamp"]), received_ns)
         if hearing is Hearing.AGAIN:
             return
-        newest = hearing is Hearing.NEWEST
-        if newest and react is not None:
+        if hearing is Hearing.NEWEST and react is not None:
             react(data)
-        self._episodes.put(stream.topic, data, int(info["received_timestamp"]) or self.now_ns(), newest)
+        self._episodes.put(stream.topic, data, received_ns, hearing is Hearing.NEWEST)
 
     def _on_task(self, data: bytes) -> None:
         self._task = deserialize_message(data, String).data

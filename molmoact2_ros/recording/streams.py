@@ -72,20 +72,26 @@ class HeardTwice:
     """Tells apart the messages of topics that two subscriptions listen to.
 
     The two are emptied one after the other, so that what one of them kept from before may be taken after something
-    newer that the other one heard: it belongs into the bag, but is not what holds now.
+    newer that the other one heard: it belongs into the bag, but is not what holds now. What is newer is told by when
+    it was received here: publishers' clocks differ.
     """
 
     REMEMBERED = 64
     """Messages of a topic; more than twice what can wait in its two queues."""
+    WAITING_NS = 10 * 10**9
+    """Nothing waits longer to be taken; a larger step back is a clock that was set."""
 
     def __init__(self) -> None:
         self._sent: dict[str, deque[int]] = {}
+        self._newest_ns: dict[str, int] = {}
 
-    def hearing(self, topic: str, sent_ns: int) -> Hearing:
-        """Take note of a message by its source timestamp, ns."""
+    def hearing(self, topic: str, sent_ns: int, received_ns: int) -> Hearing:
+        """Take note of a message, which its source timestamp tells from others, received at `received_ns`."""
         sent = self._sent.setdefault(topic, deque(maxlen=self.REMEMBERED))
         if sent_ns in sent:
             return Hearing.AGAIN
-        newest = sent_ns > max(sent, default=0)
         sent.append(sent_ns)
-        return Hearing.NEWEST if newest else Hearing.LATE
+        if 0 < self._newest_ns.get(topic, received_ns) - received_ns <= self.WAITING_NS:
+            return Hearing.LATE
+        self._newest_ns[topic] = received_ns
+        return Hearing.NEWEST

@@ -194,10 +194,20 @@ def test_every_episode_begins_with_the_last_latched_messages(tmp_path: Path) -> 
 
 
 def test_what_was_kept_from_before_is_recorded_but_does_not_hold_again(tmp_path: Path) -> None:
-    heard = HeardTwice()
-    came = [("task", 20), ("task", 10), ("task", 20), ("e_stop", 10), ("task", 30), ("task", 30), ("task", 10)]
-    new, late, again = Hearing.NEWEST, Hearing.LATE, Hearing.AGAIN
-    assert [heard.hearing(topic, sent) for topic, sent in came] == [new, late, again, new, new, again, again]
+    heard, new, late, again = HeardTwice(), Hearing.NEWEST, Hearing.LATE, Hearing.AGAIN
+    came = [
+        ("task", 20, 200, new),
+        ("task", 10, 100, late),  # the other subscription kept it from before
+        ("task", 20, 201, again),
+        ("e_stop", 10, 100, new),
+        ("task", 5, 300, new),  # from a publisher whose clock is behind
+        ("task", 40, 300 - HeardTwice.WAITING_NS, late),
+        ("task", 50, 299 - HeardTwice.WAITING_NS, new),  # this clock was set back
+        ("task", 60, 400 - HeardTwice.WAITING_NS, new),
+        ("task", 10, 999, again),
+    ]
+    for topic, sent, received, wanted in came:
+        assert heard.hearing(topic, sent, received) is wanted, (topic, sent, received)
 
     episodes, _ = recorder(tmp_path)
     episodes.put(STRING.topic, string("pick up the red cube"), 2)
