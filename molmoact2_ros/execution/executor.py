@@ -70,6 +70,7 @@ class Executor:
         self._fresh = False
         self._refused_ticks = 0
         self._last_tick_ns: int | None = None
+        self._last_due_ns: int | None = None
         self._e_stop_pressed = False
         self._hardware_fault = ""
         self._out_of_bounds = ""
@@ -295,18 +296,19 @@ class Executor:
             self._last_tick_ns = now_ns
             if not self._engaged:
                 return None
+            due_ns = now_ns + self._ahead_ns
             if self._fresh:
-                self._fresh = False
+                self._fresh, self._last_due_ns = False, due_ns
                 return self._limiter.motion.position
             if jump is None:  # after a jump every reading looks old or new until the next ones have come
                 self._act(self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING), now_ns)
-                self._watch_horizon(now_ns)
-            due_ns = now_ns + self._ahead_ns
+                self._watch_horizon(now_ns, due_ns)
             path = self._path(due_ns)
             if path is not None:
                 setpoint = self._follow(path, due_ns)
             else:
                 setpoint = self._limiter.step(None, self._braked(due_ns), self._rest)
+            self._last_due_ns = due_ns
             if self._limiter.blocked is not None:
                 self._stop(Event.HALT, self._guard.reason, now_ns)
             self._refused_ticks = self._refused_ticks + 1 if self._limiter.refusal else 0
@@ -359,7 +361,7 @@ class Executor:
         if event is not Event.HALT and not self._supervisor.accepts(event):
             return False
         commanded_ns = self._commanded_ns(now_ns)
-        path = None if self._last_tick_ns is None or self._fresh else self._path(commanded_ns)
+        path = None if self._last_due_ns is None else self._path(commanded_ns)
         if path is not None:
             self._stops.plan(path, commanded_ns)
         self._drop(now_ns)
@@ -369,8 +371,8 @@ class Executor:
         return accepted
 
     def _commanded_ns(self, now_ns: int) -> int:
-        """What moment the last command was for."""
-        return (now_ns if self._last_tick_ns is None else self._last_tick_ns) + self._ahead_ns
+        """What moment the last command was for; with none since arming, what the next one is for."""
+        return now_ns + self._ahead_ns if self._last_due_ns is None else self._last_due_ns
 
     def _drop(self, now_ns: int) -> None:
         self._ramp = None
@@ -403,6 +405,7 @@ class Executor:
         self._stops.forget()
         self._drop(now_ns)
         self._engaged = self._fresh = True
+        self._last_due_ns = None
         self._out_of_bounds = ""
         self._supervisor.handle(Event.ARM, "armed; waiting for an action chunk")
         return ""
@@ -430,9 +433,9 @@ class Executor:
         self.counters.last_refusal = refusal.reason
         return refusal
 
-    def _watch_horizon(self, now_ns: int) -> None:
+    def _watch_horizon(self, now_ns: int, due_ns: int) -> None:
         """What has moved the arm comes to its end."""
-        state, due_ns = self._supervisor.state, now_ns + self._ahead_ns
+        state = self._supervisor.state
         if self._ramp is not None and (self._ramp.reached(self._limiter.motion) or self._ramp.finished(due_ns)):
             self._stop(Event.ARRIVED, "at the start pose; waiting for an action chunk", now_ns)
         if state not in FOLLOWING or self._ramp is not None:
