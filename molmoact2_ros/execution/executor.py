@@ -356,13 +356,15 @@ class Executor:
             self._stop(finding.event, finding.reason, now_ns)
 
     def _stop(self, event: Event, reason: str, now_ns: int) -> bool:
-        """Hand `event` to the supervisor; where it stops the arm, on the path if that fits. Only chunks observed from
-        now on go on. False when the event means nothing in the present state."""
+        """Hand `event` to the supervisor; where it stops the arm, on the path if that fits, after a fault as fast as it
+        can. Only chunks observed from now on go on. False when the event means nothing in the present state."""
         if event is not Event.HALT and not self._supervisor.accepts(event):
             return False
         commanded_ns = self._commanded_ns(now_ns)
         path = None if self._last_due_ns is None else self._path(commanded_ns)
-        if path is not None:
+        if event is Event.FAULT:
+            self._stops.forget()  # whatever keeps the arm from doing as it is told, push no longer than needed
+        elif path is not None:
             self._stops.plan(path, commanded_ns)
         self._drop(now_ns)
         accepted = self._supervisor.handle(event, reason)

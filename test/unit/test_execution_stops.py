@@ -94,20 +94,42 @@ def test_a_stop_stays_on_the_path_of_the_chunk(name: str, cause: Callable[[Cell]
         assert np.abs(stopped[-1] - stopped[0]).max() > 0.005
 
 
-def test_an_e_stop_is_the_fastest_stop_and_interrupts_one_on_the_path() -> None:
+@pytest.mark.parametrize("cause", [e_stop, hardware])
+def test_an_e_stop_or_a_fault_is_the_fastest_stop_and_interrupts_one_on_the_path(
+    cause: Callable[[Cell], None],
+) -> None:
     slow, fast = moving("so101"), moving("so101")
     task(slow)
     task(fast)
     slow.tick(3)
     fast.tick(3)
-    e_stop(fast)
+    cause(fast)
     ticks = {"slow": 0, "fast": 0}
     for key, cell in (("slow", slow), ("fast", fast)):
         while not cell.executor.motion.still:
             cell.tick()
             ticks[key] += 1
-    assert ticks["fast"] <= ticks["slow"]
+    assert ticks["fast"] < ticks["slow"]
     assert_within_limits(fast.sent, fast.robot.limits, 0.01)
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_an_arm_that_does_not_do_as_it_is_told_is_stopped_as_by_an_e_stop(name: str) -> None:
+    blocked, told = (moving(name, frozen_s=0.1, frozen_travel=0.01) for _ in range(2))
+    blocked.follow = told.follow = 0.0
+    ticks = 0
+    while blocked.executor.state is State.TRACKING:
+        blocked.tick()
+        ticks += 1
+    assert "feedback frozen" in blocked.executor.reason
+    told.tick(ticks - 1)
+    e_stop(told)
+    told.tick()
+    for cell in (blocked, told):
+        cell.tick(round(0.8 * RATES[name]))
+        assert cell.executor.motion.still
+    arms = [j for j in range(blocked.robot.dof) if j not in blocked.robot.gripper_indices]
+    np.testing.assert_array_equal(blocked.sent[:, arms], told.sent[:, arms])
 
 
 def test_a_stop_of_one_arm_stops_both() -> None:
