@@ -172,7 +172,7 @@ def _against_chunks(replay: Replay, points: Array, arm: list[int]) -> tuple[floa
     # Speeds over one row: a player that holds each row stands within it without stalling.
     span = round(replay.rate_hz / stream.rate_hz)
     inside = replay.covered[ticks] & (ticks >= span)
-    back = np.clip(places - round(1.0 / stream.rate_hz / LAG_STEP_S), 0, len(ages) - 1)
+    back = np.clip(places - row, 0, len(ages) - 1)
     chunk_moves = np.abs(asked - chunks[which, back]).max(axis=1)
     given_moves = np.abs(given - points[np.maximum(ticks - span, 0)]).max(axis=1)
     relevant = inside & (chunk_moves * stream.rate_hz > SLOW_RAD_S)

@@ -52,7 +52,7 @@ class Stream:
     def sampled(self, frame: int, times_s: Array) -> Array:
         """The chunk of `frame` at `times_s` (n,), straight from row to row, at rest before and after; (n, dof)."""
         due = (frame + np.arange(self.rows.shape[1]) + 1) / self.rate_hz
-        return np.stack([np.interp(times_s, due, self.rows[frame, :, j]) for j in range(self.robot.dof)], axis=1)
+        return _straight(times_s, due, self.rows[frame])
 
     def shared(self, times_s: Array) -> Array:
         """The motion that the chunks agree on at `times_s` (n,): the mean of all that have a row due then; (n, dof)."""
@@ -63,7 +63,12 @@ class Stream:
             count[row + 1 : row + 1 + frames] += 1.0
         due = np.arange(1, frames + horizon) / self.rate_hz
         means = total[1:] / count[1:]
-        return np.stack([np.interp(times_s, due, means[:, j]) for j in range(dof)], axis=1)
+        return _straight(times_s, due, means)
+
+
+def _straight(times_s: Array, due: Array, rows: Array) -> Array:
+    """Straight from row to row (h, dof), due (h,), at rest before and after; (n, dof) at `times_s` (n,)."""
+    return np.stack([np.interp(times_s, due, joint) for joint in rows.T], axis=1)
 
 
 @dataclass(frozen=True)

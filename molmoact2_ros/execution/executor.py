@@ -67,7 +67,6 @@ class Executor:
         self._watch = Watch(robot, config, self._feedback)
         self._admission = Admission(robot, config, self._limiter.safe, self._timeline, self._feedback)
         self._engaged = False
-        self._fresh = False
         self._refused_ticks = 0
         self._last_tick_ns: int | None = None
         self._last_due_ns: int | None = None
@@ -220,13 +219,8 @@ class Executor:
         """Latch an emergency stop; its release alone changes nothing."""
         with self._lock:
             self._e_stop_pressed = pressed
-            if pressed and self._supervisor.handle(
-                Event.E_STOP, "e-stop pressed; release it and call executor/reset_e_stop"
-            ):
-                self._drop(now_ns)
-                self._stops.forget()
-                if self._engaged:
-                    self._stops.set_time(self._commanded_ns(now_ns), None)
+            if pressed:
+                self._stop(Event.E_STOP, "e-stop pressed; release it and call executor/reset_e_stop", now_ns)
 
     def on_hardware(self, fault: str, now_ns: int) -> None:
         """Take the driver's word on its hardware: why it must not move, or an empty string when nothing is wrong."""
@@ -297,8 +291,8 @@ class Executor:
             if not self._engaged:
                 return None
             due_ns = now_ns + self._ahead_ns
-            if self._fresh:
-                self._fresh, self._last_due_ns = False, due_ns
+            if self._last_due_ns is None:  # the first command after arming
+                self._last_due_ns = due_ns
                 return self._limiter.motion.position
             if jump is None:  # after a jump every reading looks old or new until the next ones have come
                 self._act(self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING), now_ns)
@@ -356,20 +350,20 @@ class Executor:
             self._stop(finding.event, finding.reason, now_ns)
 
     def _stop(self, event: Event, reason: str, now_ns: int) -> bool:
-        """Hand `event` to the supervisor; where it stops the arm, on the path if that fits, after a fault as fast as it
-        can. Only chunks observed from now on go on. False when the event means nothing in the present state."""
+        """Hand `event` to the supervisor; where it stops the arm, on the path if that fits, after a fault or an e-stop
+        as fast as it can. Only chunks observed from now on go on. False when the event means nothing in the present
+        state."""
         if event is not Event.HALT and not self._supervisor.accepts(event):
             return False
         commanded_ns = self._commanded_ns(now_ns)
-        path = None if self._last_due_ns is None else self._path(commanded_ns)
-        if event is Event.FAULT:
+        if event in (Event.FAULT, Event.E_STOP):
             self._stops.forget()  # whatever keeps the arm from doing as it is told, push no longer than needed
-        elif path is not None:
+        elif self._last_due_ns is not None and (path := self._path(commanded_ns)) is not None:
             self._stops.plan(path, commanded_ns)
         self._drop(now_ns)
         accepted = self._supervisor.handle(event, reason)
         if self._engaged and self._stops.due_ns is None:
-            self._stops.set_time(commanded_ns, self._rest)
+            self._stops.set_time(commanded_ns, None if event is Event.E_STOP else self._rest)
         return accepted
 
     def _commanded_ns(self, now_ns: int) -> int:
@@ -406,7 +400,7 @@ class Executor:
         self._guard.begin(self._rest)
         self._stops.forget()
         self._drop(now_ns)
-        self._engaged = self._fresh = True
+        self._engaged = True
         self._last_due_ns = None
         self._out_of_bounds = ""
         self._supervisor.handle(Event.ARM, "armed; waiting for an action chunk")

@@ -153,7 +153,7 @@ class EpisodeRecorder:
         return None if self._writer is None else self._writer.path
 
     def put(self, topic: str, data: bytes, received_ns: int, newest: bool = True) -> None:
-        """Take one serialized message; `newest` is False when one that was sent after it was taken before."""
+        """Take one serialized message; `newest` is False when a newer one of its topic was taken before."""
         if newest and topic in self._latched:
             self._last[topic] = data
         if self._writer is not None:

@@ -15,17 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_statistics import QUANTILES, ROBOTS, SETUPS, Stats, both, marked, refusal, write
-from small_checkpoints import make_checkpoint
 
 from molmoact2_ros.embodiments import EMBODIMENTS, ModelFrame, embodiment
 from molmoact2_ros.policy import open_checkpoint
-
-
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint directory whose statistics the tests replace."""
-    return make_checkpoint(tmp_path_factory.mktemp("contract"))
-
 
 # -- the contract ---------------------------------------------------------------------------------------------------
 

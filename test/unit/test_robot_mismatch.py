@@ -12,17 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from released_statistics import QUANTILES, ROBOTS, SO_SWAPPED, YAM_NAMES, Stats, both, marked, refusal, write
-from small_checkpoints import make_checkpoint
 
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 from molmoact2_ros.policy import open_checkpoint
 from molmoact2_ros.policy.agreement import TrainedStates, order_problem
-
-
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint directory whose statistics the tests replace."""
-    return make_checkpoint(tmp_path_factory.mktemp("contract"))
 
 
 def trained(robot: str) -> TrainedStates:
