@@ -1,5 +1,5 @@
 # What a user and a developer types. Every target sets up what is missing first (milliseconds when nothing is).
-.PHONY: help setup vendor demo test test-all lint lock clean
+.PHONY: help setup vendor demo test test-all coverage format lint lock clean
 
 RUN := sh tools/run.sh
 TASK ?= pick up the red cube
@@ -10,7 +10,8 @@ ARGS ?=
 help:
 	@echo "make demo      the simulated SO-101 picks a cube: set-up, 10 episodes, film and picture in out/"
 	@echo "make test      set-up and tests;  make test-all  also the slow ones"
-	@echo "make setup     only the set-up (.venv/);  make lint  ruff and mypy;  make lock  pins anew;  make clean"
+	@echo "make lint      ruff and mypy;  make format  ruff's formatter;  make coverage  branches of the inner rooms"
+	@echo "make setup     only the set-up (.venv/);  make lock  pins anew;  make clean"
 
 setup:
 	@sh tools/setup.sh
@@ -28,8 +29,19 @@ vendor: setup
 test-all: vendor
 	@exec $(RUN) python -m pytest -m "slow or not slow" $(ARGS)
 
+# Branches of what moves an arm, decides or keeps data, in this process: what node processes run is not counted.
+INNER := execution policy embodiments drivers recording
+coverage:
+	@exec $(RUN) python -m pytest $(foreach room,$(INNER),--cov=molmoact2_ros.$(room)) --cov-branch \
+		--cov-report=term:skip-covered $(ARGS)
+
+format:
+	$(RUN) ruff check --fix-only --quiet .
+	$(RUN) ruff format --quiet .
+
 lint:
 	$(RUN) ruff check .
+	$(RUN) ruff format --check --quiet .
 	$(RUN) mypy
 
 # Compiles the pins anew from what requirements/*.in asks for; versions move only where they must.

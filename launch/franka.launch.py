@@ -1,5 +1,5 @@
 """Starts what a Franka in the DROID set-up needs: the nodes and parameters of `molmoact2 sim`, since both read
-`bringup.py`.
+`bringup/specs.py`.
 
 ros2 launch molmoact2_ros franka.launch.py policy:=expert
 ros2 launch molmoact2_ros franka.launch.py sim:=false checkpoint:=allenai/MolmoAct2-DROID robot_ip:=172.16.0.2
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from launch import LaunchDescription
 
-from molmoact2_ros.launching import robot_launch
+from molmoact2_ros.bringup.launch_actions import robot_launch
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from launch import LaunchDescription
 
-from molmoact2_ros.launching import record_launch
+from molmoact2_ros.bringup.launch_actions import record_launch
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from launch import LaunchDescription
 
-from molmoact2_ros.launching import rviz_launch
+from molmoact2_ros.bringup.launch_actions import rviz_launch
 
 
 def generate_launch_description() -> LaunchDescription:

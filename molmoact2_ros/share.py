@@ -26,3 +26,8 @@ def share_path(relative: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(f"{relative} of {PACKAGE} is in none of {', '.join(map(str, places))}; is it installed?")
+
+
+def bundled_checkpoint(family: str) -> Path:
+    """Directory where the small checkpoint of a family's simulated cell is, for those that have one."""
+    return Path(__file__).parent / "data" / f"{family}_cell"

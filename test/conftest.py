@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Before anything imports rclpy: these are read once.
-from molmoact2_ros.processes import node_environment
+from molmoact2_ros.bringup.processes import node_environment
 
 os.environ.update(node_environment())
 os.environ.setdefault("ROS_PYTHON_CHECK_FIELDS", "1")

@@ -19,8 +19,8 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR
-from molmoact2_ros.nodes.replay_node import swing
+from molmoact2_ros.nodes.bench.replay_node import swing
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
 
 ROBOT = embodiment("so101")
 ARM = ROBOT.arms[0]

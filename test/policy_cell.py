@@ -13,7 +13,7 @@ from small_checkpoints import ROBOT
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
 
 START_S = 180.0
 """Importing torch and transformers takes seconds, on a busy machine a minute or two."""
@@ -65,7 +65,7 @@ class Cell:
             image = Image(height=24, width=32, encoding="rgb8", step=96)
             image.header.stamp = stamp.to_msg()
             pixels = np.full(24 * 96, 90, np.uint8)
-            # As from a camera, no picture is bit for bit the last one (such a one would not be encoded again).
+            # As from a camera, no image is bit for bit the last one (such a one would not be encoded again).
             pixels[0] += len(self.captured) % 3
             image.data = array("B", pixels.tobytes())
             publisher.publish(image)

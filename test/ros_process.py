@@ -17,7 +17,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
-from molmoact2_ros.processes import node_environment
+from molmoact2_ros.bringup.processes import node_environment
 
 DEADLINE_S = 10.0
 """Discovery alone takes up to 2.2 s; on a loaded machine everything takes longer."""

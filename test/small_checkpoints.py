@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from molmoact2_ros.benchmarking.random_model import end_depth_at_once
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.training.checkpoint import (
     SmallModel,
@@ -17,6 +16,7 @@ from molmoact2_ros.training.checkpoint import (
     norm_stats,
     write_checkpoint,
 )
+from molmoact2_ros.training.random_model import end_depth_at_once
 from molmoact2_ros.training.tokenizer import build_tokenizer, prompt_texts
 
 TINY = SmallModel(

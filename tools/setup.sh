@@ -94,11 +94,15 @@ say "3/3 this package, live from $PWD"
     fail "this package could not be installed (see above)"
 # An editable install places no data files, so what ROS looks up by package name is linked in.
 share=$venv/share/$package
+rm -rf "$venv/lib/$package"
 mkdir -p "$share" "$venv/lib/$package" "$venv/share/ament_index/resource_index/packages"
 ln -sfn "$PWD/resource/$package" "$venv/share/ament_index/resource_index/packages/$package"
 ln -sfn "$PWD/package.xml" "$share/package.xml"
 for folder in launch config urdf; do ln -sfn "$PWD/$folder" "$share/$folder"; done
-for script in scripts/*; do ln -sfn "$PWD/$script" "$venv/lib/$package/${script#scripts/}"; done
+# One for each console script of setup.cfg: `ros2 run` looks here.
+for name in $(sed -n '/^console_scripts/,/^[^ ]/s/^ *\([a-z0-9_]*\) = .*/\1/p' setup.cfg); do
+    ln -sfn "$PWD/scripts/run_console_script" "$venv/lib/$package/$name"
+done
 
 sh tools/graphics.sh
 

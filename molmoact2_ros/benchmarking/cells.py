@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from molmoact2_ros.benchmarking.loop import machine
+from molmoact2_ros.benchmarking.machine import machine
 from molmoact2_ros.simulation.cell import Cell
 from molmoact2_ros.simulation.cells import make_cell
 from molmoact2_ros.simulation.experts import Expert, expert_of
@@ -31,7 +31,7 @@ class CellFigures:
     Attributes:
         robot, cameras, camera_hz, width, height, step_ms: what was run.
         physics, together: simulated seconds a second, with physics alone and with all cameras drawn at their rate.
-        frame_ms: one picture. chunk_ms: one chunk of the expert; medians.
+        frame_ms: one image. chunk_ms: one chunk of the expert; medians.
         episodes, successes: of the expert. duration_s: median of the successful ones, simulated seconds.
     """
 
@@ -50,7 +50,7 @@ class CellFigures:
     duration_s: float
 
 
-def measure(episodes: int, seed: int, page: Path, robots: tuple[str, ...] = ROBOTS, seconds: float = 6.0) -> Path:
+def bench_cells(episodes: int, seed: int, page: Path, robots: tuple[str, ...] = ROBOTS, seconds: float = 6.0) -> Path:
     """Measure the cells of `robots`, write `page` (Markdown) and return its path.
 
     Args:
@@ -145,12 +145,12 @@ def render(figures: list[CellFigures], seed: int) -> str:
         "# The simulated cells",
         "",
         f"Written by `molmoact2 bench cells` on {date.today().isoformat()}; placements of seed {seed}.",
-        "One thread; speeds are simulated seconds a second, the median of three. Pictures are drawn in software where",
+        "One thread; speeds are simulated seconds a second, the median of three. Images are drawn in software where",
         "there is no GPU.",
         "",
         *(f"- {name}: {value}" for name, value in machine().items()),
         "",
-        "| robot | cameras | physics step | physics alone | with cameras | one picture | expert's chunk "
+        "| robot | cameras | physics step | physics alone | with cameras | one image | expert's chunk "
         "| picked by the expert | median time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from molmoact2_ros import __version__
-from molmoact2_ros.bringup import NodeSpec, Options, nodes
-from molmoact2_ros.processes import node_environment
-from molmoact2_ros.session import Line, orderly_signals, run_session
-
-_PACKAGES = ("ros-rclpy", "ros-fastrtps", "torch", "lerobot", "mujoco", "numpy")
+from molmoact2_ros.benchmarking.machine import machine
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.processes import node_environment
+from molmoact2_ros.bringup.session import Line, orderly_signals, run_session
+from molmoact2_ros.bringup.specs import NodeSpec, nodes
 
 Stats = Mapping[str, float]
 
 
-def measure(options: Options, out: Path, page: Path) -> Path:
+def bench_loop(options: Options, out: Path, page: Path) -> Path:
     """Run the episodes of `options` with a probe beside them, write `page` (Markdown) and return its path.
 
     Raises:
@@ -80,7 +77,7 @@ def render(options: Options, summary: Line, found: Mapping[str, Any], load_befor
         "",
         "## Seen by a subscriber of its own process, ms",
         "",
-        "Age is arrival minus the stamp that the message carries: the capture of the picture, the reading of the",
+        "Age is arrival minus the stamp that the message carries: the capture of the image, the reading of the",
         "encoders, or the oldest observation behind a chunk. `chunk in use` is what the executor says about itself.",
         "",
         *_table("what", found["loop"]),
@@ -117,23 +114,3 @@ def _table(first: str, rows: Mapping[str, Stats]) -> list[str]:
     for name, row in sorted(rows.items()):
         lines.append(f"| {name} | {row['count']} | {row['p50']:.1f} | {row['p99']:.1f} | {row['max']:.1f} |")
     return lines
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    cpu = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return {
-        "Machine": f"{cpu}, {os.cpu_count()} cores, {memory_gb:.0f} GB, {platform.system()} {platform.release()}",
-        "Versions": f"molmoact2_ros {__version__}, Python {platform.python_version()}, " + ", ".join(found),
-    }

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from molmoact2_ros.benchmarking.loop import machine
-from molmoact2_ros.bringup import NodeSpec, Options, nodes
-from molmoact2_ros.processes import Bringup, node_environment
-from molmoact2_ros.session import SessionError, orderly_signals
+from molmoact2_ros.benchmarking.machine import machine
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.processes import ProcessGroup, node_environment
+from molmoact2_ros.bringup.session import SessionError, orderly_signals
+from molmoact2_ros.bringup.specs import NodeSpec, nodes
 
 LIMIT_S = 400.0
 
@@ -90,11 +91,11 @@ PLANS = {
 def specs_for(robot: str, plan: Plan, report: Path, motion_s: float) -> list[NodeSpec]:
     """The nodes of the drill: simulated cell behind the bus, driver, executor, and the drill itself."""
     options = Options(
-        robot=robot, wire=True, policy="expert", visualize=False, link_prefix=f"molmoact2_{time.time_ns()}"
+        robot=robot, emulated=True, policy="expert", visualize=False, link_prefix=f"molmoact2_{time.time_ns()}"
     )
     wanted = ("sim_node", f"{robot}_driver_node", "executor_node")
     found = [spec for spec in nodes(options) if spec.executable in wanted]
-    # The pictures are not looked at here; rendering them would only take time from the bus.
+    # The images are not looked at here; rendering them would only take time from the bus.
     found = [
         replace(spec, parameters=MappingProxyType({**spec.parameters, "camera_rate_hz": 1.0}))
         if spec.executable == "sim_node"
@@ -128,7 +129,7 @@ def drill(robot: str, out: Path, motion_s: float) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder, orderly_signals():
         report = Path(folder) / "drill.json"
-        with Bringup(
+        with ProcessGroup(
             specs_for(robot, PLANS[robot], report, motion_s), out / "log" / robot, node_environment()
         ) as running:
             process = running.processes["drill"]
@@ -144,7 +145,7 @@ def drill(robot: str, out: Path, motion_s: float) -> dict[str, Any]:
     return found
 
 
-def measure(robots: list[str], out: Path, page: Path, motion_s: float) -> tuple[Path, dict[str, Any]]:
+def bench_robots(robots: list[str], out: Path, page: Path, motion_s: float) -> tuple[Path, dict[str, Any]]:
     """Drill `robots`, put their tables into `page` (those of other robots stay), and return the page and the reports.
 
     Raises:

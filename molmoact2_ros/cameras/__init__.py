@@ -1,1 +1,1 @@
-"""Frame sources: each gives RGB pictures with the time of their capture. Knows nothing of ROS."""
+"""Frame sources: each gives RGB images with the time of their capture. Knows nothing of ROS."""

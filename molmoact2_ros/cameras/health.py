@@ -1,30 +1,22 @@
-"""Is this camera telling the truth? Rate, age, size, black and frozen pictures, in words for the user."""
+"""Is this camera telling the truth? Rate, age, size, black and frozen images, in words for the user."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 
-from molmoact2_ros.cameras.source import Frame, Picture
+from molmoact2_ros.cameras.source import Frame, RgbImage
+from molmoact2_ros.diagnostics import Level
 
 _SAMPLE = 8
-"""Every eighth pixel in both directions tells black and frozen pictures well enough."""
+"""Every eighth pixel in both directions tells black and frozen images well enough."""
 
 
 _SAME_GREY, _FLAT_GREY = 2.0, 4.0
 """Pictures that differ by less on average are of one camera; flatter ones cannot be told apart."""
-
-
-class Level(IntEnum):
-    """Levels of `diagnostic_msgs/DiagnosticStatus`."""
-
-    OK = 0
-    WARN = 1
-    ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -37,9 +29,9 @@ class Limits:
     silence_s: float = 0.5
     age_s: float = 0.25
     black_level: float = 4.0
-    """Mean of the sampled pixel values (0..255) below which a picture counts as black."""
+    """Mean of the sampled pixel values (0..255) below which an image counts as black."""
     frozen_s: float = 1.0
-    """Real sensors have noise: the same pixels for this long means that the driver repeats a picture."""
+    """Real sensors have noise: the same pixels for this long means that the driver repeats an image."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class CameraHealth:
         self._last: Frame | None = None
         self._arrived_ns = 0
         self._delay_s = 0.0
-        self._sample: Picture = np.zeros(0, np.uint8)
+        self._sample: RgbImage = np.zeros(0, np.uint8)
         self._changed_ns = 0
         self._mean = 255.0
         self._fault = ""
@@ -75,7 +67,7 @@ class CameraHealth:
         """Take note of a frame; return why it must not be published, or an empty string when it may be.
 
         A wrong size, a stamp that does not advance and a frame older than the limit are refused. Black and frozen
-        pictures pass (a dark room is no fault of the camera) and show in `report`.
+        images pass (a dark room is no fault of the camera) and show in `report`.
         """
         limits = self._limits
         height, width = frame.rgb.shape[:2]
@@ -86,7 +78,7 @@ class CameraHealth:
             return f"camera {self._name!r}: the same frame again"
         if frame.rgb.dtype != np.uint8 or frame.rgb.shape != (limits.height, limits.width, 3):
             self._fault = (
-                f"camera {self._name!r}: picture is {width}x{height} {frame.rgb.dtype}, expected "
+                f"camera {self._name!r}: image is {width}x{height} {frame.rgb.dtype}, expected "
                 f"{limits.width}x{limits.height} uint8 RGB; set the parameters width and height to what it gives"
             )
         elif self._stamps and frame.stamp_ns < self._stamps[-1]:
@@ -114,8 +106,8 @@ class CameraHealth:
         return ""
 
     @property
-    def sample(self) -> Picture:
-        """Every eighth pixel of the last picture that was admitted; empty before the first."""
+    def sample(self) -> RgbImage:
+        """Every eighth pixel of the last image that was admitted; empty before the first."""
         return self._sample
 
     def report(self, now_ns: int, opening_error: str = "") -> Report:
@@ -135,9 +127,9 @@ class CameraHealth:
             level, message = Level.ERROR, f"{name}: {since} (limit {limits.silence_s:.2f} s); is the cable in?"
         elif frozen_s > limits.frozen_s:
             level = Level.ERROR
-            message = f"{name}: the picture has not changed for {frozen_s:.1f} s; unplug and replug the camera"
+            message = f"{name}: the image has not changed for {frozen_s:.1f} s; unplug and replug the camera"
         elif self._mean < limits.black_level:
-            level, message = Level.WARN, f"{name}: the picture is black ({self._mean:.1f} of 255); is the cap on?"
+            level, message = Level.WARN, f"{name}: the image is black ({self._mean:.1f} of 255); is the cap on?"
         elif self._fault:
             level, message = Level.WARN, self._fault
         elif len(self._stamps) > 10 and rate < 0.8 * limits.rate_hz:
@@ -147,10 +139,10 @@ class CameraHealth:
         return Report(level, message, rate, age_s, self.frames, self.refused)
 
 
-def twins(samples: Mapping[str, Picture]) -> list[tuple[str, str]]:
-    """Return the pairs of cameras that show the same picture: one camera opened twice, or a source named twice.
+def twins(samples: Mapping[str, RgbImage]) -> list[tuple[str, str]]:
+    """Return the pairs of cameras that show the same image: one camera opened twice, or a source named twice.
 
-    `samples` holds one small picture a camera, as `CameraHealth.sample` gives it. Flat pictures (a dark room) and such
+    `samples` holds one small image a camera, as `CameraHealth.sample` gives it. Flat images (a dark room) and such
     of different sizes are not compared.
     """
     pairs = []

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from molmoact2_ros.cameras.clock_map import ClockMap
-from molmoact2_ros.cameras.source import CameraError, Clock, Frame, Intrinsics, Settings
+from molmoact2_ros.cameras.source import CameraError, CameraSettings, Clock, Frame, Intrinsics
 
 INSTALL = "pip install '.[realsense]' in the checkout"
 RECORDINGS = (".db3", ".bag")
 PAIR_PERIODS = 1.5
-"""A depth picture belongs to a colour picture when their stamps are at most so many periods apart: the two sensors are
+"""A depth image belongs to a colour image when their stamps are at most so many periods apart: the two sensors are
 not synchronised, and on a busy machine librealsense also hands out pairs of different moments."""
 _DISTORTION = {
     "none": "plumb_bob",
@@ -32,7 +32,7 @@ _DISTORTION = {
 class RealSenseSource:
     """One camera, or a recording of one, through an rs pipeline of its own.
 
-    Only the newest pair of pictures is kept. Exposure and white balance are fixed where the settings say so.
+    Only the newest pair of images is kept. Exposure and white balance are fixed where the settings say so.
 
     Args:
         address: serial number, or path of a recording, which is played once at its own pace.
@@ -43,7 +43,7 @@ class RealSenseSource:
         CameraError: the package is missing, or there is no such camera or recording, or it cannot do what is asked.
     """
 
-    def __init__(self, address: str, settings: Settings, clock: Clock = time.time_ns) -> None:
+    def __init__(self, address: str, settings: CameraSettings, clock: Clock = time.time_ns) -> None:
         self._rs = rs = _package()
         self._clock, self._map = clock, ClockMap()
         self._last_number = -1
@@ -86,7 +86,7 @@ class RealSenseSource:
         self._intrinsics = _intrinsics(profile.get_stream(rs.stream.color).as_video_stream_profile().get_intrinsics())
 
     def read(self, timeout_s: float) -> Frame | None:
-        """Return the newest picture, with its depth in m where it was asked for; None when none came in time."""
+        """Return the newest image, with its depth in m where it was asked for; None when none came in time."""
         deadline = time.monotonic() + timeout_s
         while self._pipeline is not None:
             wait_ms = max(1, round((deadline - time.monotonic()) * 1e3))
@@ -116,7 +116,7 @@ class RealSenseSource:
             frames = self._align.process(frames).as_frameset()
         colour = frames.get_color_frame()
         if not colour or colour.get_frame_number() == self._last_number:
-            return None  # the depth picture was new, not this one
+            return None  # the depth image was new, not this one
         self._last_number = colour.get_frame_number()
         depth = None
         if self._depth:
@@ -166,8 +166,8 @@ def _check_plugged(rs: ModuleType, serial: str) -> None:
         )
 
 
-def _fix_exposure(rs: ModuleType, device: Any, settings: Settings) -> None:
-    """Switch the automatics off where a value is given: pictures that change by themselves confuse a policy."""
+def _fix_exposure(rs: ModuleType, device: Any, settings: CameraSettings) -> None:
+    """Switch the automatics off where a value is given: images that change by themselves confuse a policy."""
     fixed = (
         (settings.exposure, rs.option.enable_auto_exposure, rs.option.exposure),
         (settings.white_balance, rs.option.enable_auto_white_balance, rs.option.white_balance),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from molmoact2_ros.cameras.frame_link import FrameReader
 from molmoact2_ros.cameras.source import CameraError, Frame
-from molmoact2_ros.simulation.frame_link import FrameReader
 
 
 class SimulatedSource:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from molmoact2_ros.cameras.health import CameraHealth, Limits, Report
-from molmoact2_ros.cameras.source import CameraError, Clock, Frame, FrameSource, Picture
+from molmoact2_ros.cameras.source import CameraError, Clock, Frame, FrameSource, RgbImage
 
 _READ_S = 0.1
 """How long one read waits; bounds the time that `close` takes."""
@@ -87,8 +87,8 @@ class CameraStream:
         with self._lock:
             return self._health.report(self._clock(), self._error)
 
-    def sample(self) -> Picture:
-        """A small version of the last picture. Safe from any thread."""
+    def sample(self) -> RgbImage:
+        """A small version of the last image. Safe from any thread."""
         with self._lock:
             return self._health.sample
 

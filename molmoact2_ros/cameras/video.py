@@ -1,6 +1,6 @@
 """USB cameras and video files through OpenCV.
 
-A driver queues pictures: whoever reads late gets old ones. A thread therefore takes every picture as it comes, stamps
+A driver queues images: whoever reads late gets old ones. A thread therefore takes every image as it comes, stamps
 it at once and keeps only the newest.
 """
 
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from molmoact2_ros.cameras.source import CameraError, Clock, Frame, Picture, Settings
+from molmoact2_ros.cameras.source import CameraError, CameraSettings, Clock, Frame, RgbImage
 
 
 class NewestFrame:
-    """Takes pictures from `grab` in a thread of its own and hands out the newest only.
+    """Takes images from `grab` in a thread of its own and hands out the newest only.
 
     Args:
-        grab: blocks until the next picture, (height, width, 3) BGR as OpenCV gives it; None when there are no more.
+        grab: blocks until the next image, (height, width, 3) BGR as OpenCV gives it; None when there are no more.
         clock: time in ns, read right after `grab` returns.
     """
 
@@ -47,14 +47,14 @@ class NewestFrame:
                 self._fresh.notify_all()
 
     def read(self, timeout_s: float) -> Frame | None:
-        """Return the newest picture as RGB, or None when none came within `timeout_s` or the device has ended."""
+        """Return the newest image as RGB, or None when none came within `timeout_s` or the device has ended."""
         with self._fresh:
             self._fresh.wait_for(lambda: self._newest is not None or self._ended, timeout_s)
             taken, self._newest = self._newest, None
         if taken is None:
             return None
         bgr, stamp = taken
-        rgb: Picture = bgr[..., ::-1].copy()
+        rgb: RgbImage = bgr[..., ::-1].copy()
         return Frame(rgb, stamp)
 
     def close(self) -> None:
@@ -89,13 +89,13 @@ class _OpenCvSource:
 class V4l2Source(_OpenCvSource):
     """A camera under `/dev`, best named by its place (`/dev/v4l/by-path/...`), since numbers change between boots.
 
-    Exposure and white balance are fixed where the settings say so: pictures that change by themselves confuse a policy.
+    Exposure and white balance are fixed where the settings say so: images that change by themselves confuse a policy.
 
     Raises:
         CameraError: no such device, no right to open it, or it gives another size than asked for.
     """
 
-    def __init__(self, device: str, settings: Settings, clock: Clock = time.time_ns) -> None:
+    def __init__(self, device: str, settings: CameraSettings, clock: Clock = time.time_ns) -> None:
         width, height = settings.width, settings.height
         path = Path(device)
         if not path.exists():
@@ -114,7 +114,7 @@ class V4l2Source(_OpenCvSource):
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
         capture.set(cv2.CAP_PROP_FPS, settings.rate_hz)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        fix_picture(capture, device, settings)
+        fix_exposure(capture, device, settings)
         got = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         if got != (width, height):
             capture.release()
@@ -127,7 +127,7 @@ class V4l2Source(_OpenCvSource):
         super().__init__(capture, grab, clock)
 
 
-def fix_picture(capture: Any, device: str, settings: Settings) -> None:
+def fix_exposure(capture: Any, device: str, settings: CameraSettings) -> None:
     """Fix exposure and white balance of an open capture, or leave them to the camera.
 
     Raises:
@@ -153,7 +153,7 @@ class FileSource(_OpenCvSource):
     """A video file, played at `rate_hz` from the start over and over, as a camera would give it.
 
     Raises:
-        CameraError: no such file, or no picture can be decoded from it.
+        CameraError: no such file, or no image can be decoded from it.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class FileSource(_OpenCvSource):
         capture = cv2.VideoCapture(path)
         if not capture.read()[0]:
             capture.release()
-            raise CameraError(f"{path} has no picture that can be decoded; is it a video?")
+            raise CameraError(f"{path} has no image that can be decoded; is it a video?")
         capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
 
         def grab() -> Any | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from molmoact2_ros.doctor.finding import Cell, Finding, Level, sound
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.doctor.finding import Cell, Finding, sound
 from molmoact2_ros.doctor.hardware import cameras, can, packages, ports
 from molmoact2_ros.doctor.probe import Machine
 
@@ -80,7 +81,7 @@ def ros(machine: Machine, cell: Cell) -> Iterable[Finding]:
         yield Finding(
             "ROS middleware",
             Level.WARN,
-            f"{rmw}: the shared-memory profile for pictures is for Fast DDS; check with ros2 topic hz on a camera",
+            f"{rmw}: the shared-memory profile for images is for Fast DDS; check with ros2 topic hz on a camera",
             "unset RMW_IMPLEMENTATION",
         )
     segments = machine.listed("/dev/shm", "fastrtps_*")
@@ -158,7 +159,7 @@ def disk(machine: Machine, cell: Cell) -> Iterable[Finding]:
         yield Finding(
             "disk",
             Level.WARN,
-            f"{cell.record_dir} takes {speed:.0f} MB/s, raw pictures need {MIN_DISK_MB_S:.0f}",
+            f"{cell.record_dir} takes {speed:.0f} MB/s, raw images need {MIN_DISK_MB_S:.0f}",
             "molmoact2 sim --record /path/on/a/faster/disk",
         )
     elif free < MIN_FREE_GB:

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any
 
-
-class Level(IntEnum):
-    """How bad: OK, WARN works but worse or not for everything, ERROR does not work."""
-
-    OK = 0
-    WARN = 1
-    ERROR = 2
+from molmoact2_ros.diagnostics import Level
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from molmoact2_ros.doctor.finding import Cell, Finding, Level, sound
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.doctor.finding import Cell, Finding, sound
 from molmoact2_ros.doctor.probe import Machine
 
 EXTRAS = {

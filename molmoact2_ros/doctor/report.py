@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.doctor.checks import examine
-from molmoact2_ros.doctor.finding import Cell, Finding, Level
+from molmoact2_ros.doctor.finding import Cell, Finding
 from molmoact2_ros.doctor.probe import Machine
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.share import share_path

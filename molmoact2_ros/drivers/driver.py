@@ -5,24 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from types import MappingProxyType, ModuleType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.embodiments import Embodiment
 
 Array = NDArray[np.float64]
-
-
-class Level(IntEnum):
-    """Levels of `diagnostic_msgs/DiagnosticStatus`. ERROR means that the arm must stop until somebody has looked."""
-
-    OK = 0
-    WARN = 1
-    ERROR = 2
 
 
 @dataclass(frozen=True)

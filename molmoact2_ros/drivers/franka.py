@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from molmoact2_ros.drivers.driver import Array, DriverError, Health, Level, Reading, StaleError, hardware_package
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
 from molmoact2_ros.drivers.franka_loop import JOINTS, MODES, FrankaLink
 from molmoact2_ros.embodiments import embodiment
 

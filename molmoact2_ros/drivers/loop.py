@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.drivers.driver import Array, Driver, DriverError, Health, Level, Reading, StaleError
-from molmoact2_ros.execution.deadman import Deadman
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import Array, Driver, DriverError, Health, Reading, StaleError
+from molmoact2_ros.execution.command_timeout import CommandTimeout
 
 _PERIODS = 2048
 
@@ -26,7 +27,8 @@ class LoopConfig:
 
     Attributes:
         rate_hz: readings a second.
-        deadman_s: the arm holds its measured position when commands cease for this long; grippers keep their target.
+        command_timeout_s: the arm holds its measured position when commands cease for this long; grippers keep
+            their target.
         max_jump: a command so far from the measured position of an arm joint is refused.
         position_margin: of a command before it is refused, see `Embodiment.beyond`.
         lost_s: without a fresh reading for so long the arm counts as lost and is connected anew.
@@ -35,7 +37,7 @@ class LoopConfig:
     """
 
     rate_hz: float = 100.0
-    deadman_s: float = 0.2
+    command_timeout_s: float = 0.2
     max_jump: float = 0.6
     position_margin: float = 0.1
     lost_s: float = 0.5
@@ -83,7 +85,7 @@ class DriverLoop:
         self._fresh = threading.Condition(self._lock)
         self._pending: Array | None = None
         self._estopped = False
-        self._deadman = Deadman(now_ns, config.deadman_s)
+        self._command_timeout = CommandTimeout(now_ns, config.command_timeout_s)
         self._last: Reading | None = None
         self._target: Array | None = None
         self._connected = False
@@ -114,7 +116,7 @@ class DriverLoop:
         with self._lock:
             if pressed and not self._estopped:
                 self._pending = self._target = None
-                self._deadman.forget()
+                self._command_timeout.forget()
                 self._fresh.notify()
             self._estopped = pressed
 
@@ -195,7 +197,7 @@ class DriverLoop:
             return
         with self._lock:
             self._pending = self._target = self._last = None
-            self._deadman.forget()
+            self._command_timeout.forget()
         self.counters.connections += 1
         self._error = ""
         self._health = Health()
@@ -216,7 +218,7 @@ class DriverLoop:
         self._target = positions
         self.driver.write(positions)
         self.counters.commands += 1
-        self._deadman.fed()
+        self._command_timeout.fed()
 
     def _read(self, now: int) -> None:
         period = round(1e9 / self.config.rate_hz)
@@ -234,7 +236,7 @@ class DriverLoop:
         self._on_reading(reading)
 
     def _watch(self, now: int, hold: bool) -> None:
-        if hold or self._deadman.expired():
+        if hold or self._command_timeout.expired():
             self._hold()
         if now >= self._health_due_ns:
             self._health_due_ns = now + round(self.config.health_s * 1e9)

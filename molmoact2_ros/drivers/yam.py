@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from molmoact2_ros.drivers.driver import Array, DriverError, Health, Level, Reading, StaleError, hardware_package
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.yam_bimanual import SIDES
 

@@ -1,1 +1,1 @@
-"""ROS 2 nodes, one a file. With `bringup.py` and the launch files, the only places that know ROS."""
+"""ROS 2 nodes, one a file. With the launch files and `bringup/launch_actions.py`, the only places that know ROS."""

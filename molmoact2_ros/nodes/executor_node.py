@@ -22,10 +22,11 @@ from molmoact2_ros.execution.chunk import ChunkMessage
 from molmoact2_ros.execution.executor import Executor
 from molmoact2_ros.execution.loop import DeadlineLoop
 from molmoact2_ros.execution.supervisor import Change, Event, State
-from molmoact2_ros.nodes.command_outputs import command_output, view_of
-from molmoact2_ros.nodes.executor_parameters import PARAMETERS, config_of
-from molmoact2_ros.nodes.gripper_actions import GripperActions
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.command_outputs import command_output, view_of
+from molmoact2_ros.nodes.ros.executor_parameters import PARAMETERS, config_of
+from molmoact2_ros.nodes.ros.gripper_actions import GripperActions
+from molmoact2_ros.nodes.ros.messages import fill_time, nanoseconds
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, main_of
 
 LEVELS = {
     State.UNCONFIGURED: DiagnosticStatus.WARN,
@@ -35,10 +36,6 @@ LEVELS = {
 }
 STOP_WITHIN_S = 2.0
 """How long an orderly end waits for the arm to come to rest."""
-
-
-def _stamp_ns(message: JointTrajectory | JointState) -> int:
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
 class ExecutorNode(MolmoNode):
@@ -146,7 +143,7 @@ class ExecutorNode(MolmoNode):
             self._commands.send(motion, now_ns)
             self._position_view[:] = setpoint
             self._velocity_view[:] = motion.velocity
-            self._sent.header.stamp.sec, self._sent.header.stamp.nanosec = divmod(now_ns, 1_000_000_000)
+            fill_time(self._sent.header.stamp, now_ns)
             self._sent_publisher.publish(self._sent)
         if core.pending:
             self._changed.trigger()
@@ -162,9 +159,8 @@ class ExecutorNode(MolmoNode):
 
     def _on_joint_state(self, message: JointState) -> None:
         assert self._executor_core is not None
-        problem = (
-            self._executor_core.on_joint_state(message.name, message.position, _stamp_ns(message), self.now_ns()) or ""
-        )
+        stamp_ns = nanoseconds(message.header.stamp)
+        problem = self._executor_core.on_joint_state(message.name, message.position, stamp_ns, self.now_ns()) or ""
         if problem and problem != self._logged_reading:
             self.get_logger().error(f"joint state ignored: {problem}")
         self._logged_reading = problem
@@ -175,10 +171,10 @@ class ExecutorNode(MolmoNode):
         accepted = core.counters.chunks_accepted
         refusal = core.on_chunk(
             ChunkMessage(
-                stamp_ns=_stamp_ns(message),
+                stamp_ns=nanoseconds(message.header.stamp),
                 joint_names=message.joint_names,
                 positions=[point.positions for point in message.points],
-                times_s=[point.time_from_start.sec + point.time_from_start.nanosec * 1e-9 for point in message.points],
+                times_s=[nanoseconds(point.time_from_start) * 1e-9 for point in message.points],
             ),
             self.now_ns(),
         )
@@ -190,7 +186,7 @@ class ExecutorNode(MolmoNode):
 
     def _on_acknowledgement(self, message: JointState) -> None:
         assert self._executor_core is not None
-        self._executor_core.on_acknowledgement(_stamp_ns(message))
+        self._executor_core.on_acknowledgement(nanoseconds(message.header.stamp))
 
     def _on_task(self, message: String) -> None:
         assert self._executor_core is not None

@@ -7,16 +7,16 @@ from std_srvs.srv import Trigger
 
 from molmoact2_ros.drivers.driver import Driver, StaleError
 from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
-from molmoact2_ros.nodes.arm_node import ArmNode
-from molmoact2_ros.nodes.node_base import LATCHED, Parameter, main_of
+from molmoact2_ros.nodes.driver_node import DriverNode
+from molmoact2_ros.nodes.ros.node_base import LATCHED, Parameter, main_of
 
 
-class FrankaDriverNode(ArmNode):
-    """See `ArmNode` and `drivers/franka.py`. The user stop presses `e_stop` and releases it again; the executor stays
-    stopped until `executor/reset_e_stop`."""
+class FrankaDriverNode(DriverNode):
+    """See `DriverNode` and `drivers/franka.py`. The user stop presses `e_stop` and releases it again; the executor
+    stays stopped until `executor/reset_e_stop`."""
 
     PARAMETERS = (
-        *ArmNode.LOOP,
+        *DriverNode.LOOP,
         Parameter("robot_ip", "", "Address of the control box."),
         Parameter("hand", True, "A Franka Hand is mounted."),
         Parameter("realtime", True, "Insist on a real-time kernel, as libfranka does."),

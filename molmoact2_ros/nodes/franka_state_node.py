@@ -15,7 +15,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from molmoact2_ros.drivers.franka_modes import Meaning, meaning
-from molmoact2_ros.nodes.node_base import LATCHED, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR, MolmoNode, Parameter, main_of
 
 
 def franka_types() -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Policy node: pictures, joint states and the task in; action chunks and depth codes out.
+"""Policy node: images, joint states and the task in; action chunks and depth codes out.
 
 Inference runs in a thread of its own on the newest inputs; the spinning thread only takes messages in and watches over
 them. When an input falls silent nothing is published, and one line says which.
@@ -16,13 +16,13 @@ from functools import partial
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
-from molmoact2_ros.nodes.policy_messages import chunk_message, grid_message, nanoseconds, rgb_from_image
-from molmoact2_ros.nodes.policy_parameters import PARAMETERS, fast_options, request_options, rtc_options
+from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, inference_options, request_options, rtc_options
 from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
 from molmoact2_ros.policy.agreement import TrainedStates
 from molmoact2_ros.policy.inputs import Inputs, Problem
@@ -31,7 +31,7 @@ from molmoact2_ros.policy.request import Requests
 
 WARM_UP_SIZE = (240, 320, 3)
 RETRY_S = 0.5
-"""Pause after a failed inference: the reason rarely goes away with the next picture."""
+"""Pause after a failed inference: the reason rarely goes away with the next image."""
 JOIN_S = 10.0
 """How long an orderly end waits for the inference in flight."""
 
@@ -73,7 +73,7 @@ class PolicyNode(MolmoNode):
             threads=self.param("threads"),
             seed=self.param("seed"),
             cameras=cameras or None,
-            options=fast_options(self.param),
+            options=inference_options(self.param),
             rtc=rtc_options(self.param),
             max_gap_s=self.param("depth.max_gap_s"),
             now_ns=self.now_ns,
@@ -213,29 +213,31 @@ class PolicyNode(MolmoNode):
                 renewed, epoch = inputs.epoch != epoch, inputs.epoch
             due = time.monotonic() + period
             self._requests.called(self.now_ns())
-            if renewed:
-                policy.reset()
             try:
-                prediction = policy.infer(observation)
+                if renewed:
+                    policy.reset()
+                self._publish(policy.infer(observation), epoch)
             except Exception as error:  # the node stays alive to say so; the executor holds without chunks
                 self._failed(error)
                 due = time.monotonic() + RETRY_S
+                epoch = -1  # whatever it was about, the next call begins anew
                 continue
             self._failure = ""
             self._log_edge("inference", "")
-            self._publish(prediction, epoch)
 
     def _publish(self, prediction: Prediction, epoch: int) -> None:
         """Send one prediction, unless the task or the state of the node has changed since it was observed."""
         assert self._policy is not None and self._inputs is not None
-        frame_id = f"{self._policy.checkpoint.cameras[0]}_optical_frame"
-        chunk = chunk_message(prediction, self._robot.joint_names)
+        rows = prediction.chunk_joints.tolist()
+        chunk = chunk_message(rows, prediction.rate_hz, prediction.stamp_ns, self._robot.joint_names)
         grids = []
         if prediction.depth_codes is not None and prediction.depth_updated is not None:
+            frame_id = f"{self._policy.checkpoint.cameras[0]}_optical_frame"
+            header = Header(stamp=stamp_of(prediction.stamp_ns), frame_id=frame_id)
             updated = np.where(prediction.depth_updated, np.uint8(255), np.uint8(0))
             grids = [
-                (self._codes, grid_message(prediction.depth_codes, prediction.stamp_ns, frame_id)),
-                (self._updated, grid_message(updated, prediction.stamp_ns, frame_id)),
+                (self._codes, image_message(prediction.depth_codes.astype(np.uint8), "mono8", header)),
+                (self._updated, image_message(updated, "mono8", header)),
             ]
         with self._changed:
             if not self._running or self._inputs.epoch != epoch:
@@ -262,14 +264,14 @@ class PolicyNode(MolmoNode):
         self._log_edge("inference", self._failure)
 
     def _warm_up(self, policy: Policy, cameras: tuple[str, ...]) -> None:
-        """Run once on a black picture: the first call is slow, and a checkpoint that cannot run is refused here."""
+        """Run once on a black image: the first call is slow, and a checkpoint that cannot run is refused here."""
         now = self.now_ns()
         images = {name: np.zeros(WARM_UP_SIZE, np.uint8) for name in cameras}
         try:
             policy.infer(Observation(images, dict.fromkeys(cameras, now), self._robot.rest_position, now, "hold still"))
         except UnendedSequenceError as error:
-            # What the model makes of a black picture is no fault of the checkpoint; on a real one the loop will tell.
-            self.get_logger().warning(f"on a black picture: {error}")
+            # What the model makes of a black image is no fault of the checkpoint; on a real one the loop will tell.
+            self.get_logger().warning(f"on a black image: {error}")
         policy.reset()
 
 

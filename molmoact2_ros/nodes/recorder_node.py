@@ -21,10 +21,10 @@ from rclpy.serialization import deserialize_message
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from molmoact2_ros.nodes.node_base import MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, Parameter, main_of
 from molmoact2_ros.recording.bag import audit_lines
-from molmoact2_ros.recording.episodes import EpisodeRecorder, Finished, unfinished
-from molmoact2_ros.recording.streams import HeardTwice, Hearing, Stream, streams_of
+from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, Finished, unfinished
+from molmoact2_ros.recording.streams import Arrival, DuplicateFilter, Stream, streams_of
 
 WRITE_TIMEOUT_S = 30.0
 """How long the end of an episode may take before the caller is told that it is still being written."""
@@ -71,7 +71,7 @@ class RecorderNode(MolmoNode):
         super().__init__("recorder")
         self._episodes: EpisodeRecorder | None = None
         self._task = ""
-        self._heard = HeardTwice()
+        self._heard = DuplicateFilter()
         # The episode of sim/episode that was started for; kept when a user ends its bag early, so that it stays ended.
         self._followed: int | None = None
         self._kept = 0
@@ -126,14 +126,14 @@ class RecorderNode(MolmoNode):
         if self._episodes is None:
             return
         received_ns = int(info["received_timestamp"]) or self.now_ns()
-        hearing = Hearing.NEWEST
+        arrival = Arrival.NEWEST
         if stream.latched:
-            hearing = self._heard.hearing(stream.topic, int(info["source_timestamp"]), received_ns)
-        if hearing is Hearing.AGAIN:
+            arrival = self._heard.arrival(stream.topic, int(info["source_timestamp"]), received_ns)
+        if arrival is Arrival.AGAIN:
             return
-        if hearing is Hearing.NEWEST and react is not None:
+        if arrival is Arrival.NEWEST and react is not None:
             react(data)
-        self._episodes.put(stream.topic, data, received_ns, hearing is Hearing.NEWEST)
+        self._episodes.put(stream.topic, data, received_ns, arrival is Arrival.NEWEST)
 
     def _on_task(self, data: bytes) -> None:
         self._task = deserialize_message(data, String).data

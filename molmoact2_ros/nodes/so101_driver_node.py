@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from molmoact2_ros.drivers.driver import Driver
 from molmoact2_ros.drivers.so101 import So101Config, So101Driver
-from molmoact2_ros.nodes.arm_node import ArmNode
-from molmoact2_ros.nodes.node_base import Parameter, main_of
+from molmoact2_ros.nodes.driver_node import DriverNode
+from molmoact2_ros.nodes.ros.node_base import Parameter, main_of
 
 
-class So101DriverNode(ArmNode):
-    """See `ArmNode` and `drivers/so101.py`."""
+class So101DriverNode(DriverNode):
+    """See `DriverNode` and `drivers/so101.py`."""
 
     PARAMETERS = (
-        *ArmNode.LOOP,
+        *DriverNode.LOOP,
         Parameter("port", "", "Serial port of the arm: /dev/serial/by-id/..., which stays the same between boots."),
         Parameter("calibration_id", "so101", "Name of the calibration that lerobot-calibrate made (--robot.id)."),
         Parameter("calibration_dir", "", "Folder of the calibration file; empty: lerobot's own."),

@@ -1,6 +1,6 @@
 """Shows what the model believes and what it is about to do: path, overlays, depth. Nothing waits for it.
 
-Pictures are drawn by a timer from the newest of everything, and only those that somebody looks at.
+Images are drawn by a timer from the newest of everything, and only those that somebody looks at.
 """
 
 from __future__ import annotations
@@ -22,22 +22,28 @@ from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
+from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes import visual_messages as convert
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
-from molmoact2_ros.nodes.policy_messages import nanoseconds, rgb_from_image
+from molmoact2_ros.nodes.ros.camera_info import depth_info
+from molmoact2_ros.nodes.ros.messages import (
+    chunk_from_trajectory,
+    grid_from_image,
+    image_message,
+    nanoseconds,
+    rgb_from_image,
+)
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.visual_messages import cloud_of, markers_of, path_message
 from molmoact2_ros.rendering import depth as depths
-from molmoact2_ros.rendering.overlay import Legend, PicturePath, overlay
+from molmoact2_ros.rendering.overlay import ImagePath, Legend, overlay
 from molmoact2_ros.rendering.projection import (
-    Calibration,
     TipPath,
     camera_pose,
-    load_calibrations,
     points_of_depth,
     project,
     tip_paths,
 )
-from molmoact2_ros.simulation.calibration import camera_calibration
 
 Array = NDArray[np.float64]
 
@@ -64,17 +70,17 @@ class VisualizerNode(MolmoNode):
 
     PARAMETERS = (
         Parameter("cameras", ["front", "wrist"], "Cameras to draw into; the first is the one of the depth codes."),
-        Parameter("checkpoint", "", "Where the depth decoder is: a checkpoint's directory; empty: no depth pictures."),
+        Parameter("checkpoint", "", "Where the depth decoder is: a checkpoint's directory; empty: no depth images."),
         Parameter("calibration_file", "", "Where the cameras of a real cell are (YAML); empty: the simulated cell."),
         Parameter("max_rate_hz", 15.0, "Overlays a second for each camera, Hz.", 1.0, 60.0),
-        Parameter("overlay_scale", 2, "Size of an overlay over the camera's picture.", 1, 4),
+        Parameter("overlay_scale", 2, "Size of an overlay over the camera's image.", 1, 4),
         Parameter("base_frame", "base_link", "Frame of the path, the markers and the points."),
     )
 
     def __init__(self) -> None:
         super().__init__("visualizer")
         self._robot = embodiment("so101")
-        self._calibrations: dict[str, Calibration] = {}
+        self._calibrations: dict[str, CameraCalibration] = {}
         self._decoder: depths.DepthDecoder | None = None
         self._reported: dict[str, str] = {}
         self._forget()
@@ -124,7 +130,7 @@ class VisualizerNode(MolmoNode):
             return DiagnosticStatus.WARN, "; ".join(self._reported.values()), {}
         return super().diagnose()
 
-    def _load_calibrations(self) -> dict[str, Calibration]:
+    def _load_calibrations(self) -> dict[str, CameraCalibration]:
         if self.param("calibration_file"):
             found = load_calibrations(self.param("calibration_file"))
         else:
@@ -173,42 +179,42 @@ class VisualizerNode(MolmoNode):
         self._chunk = None
 
     def _on_updated(self, message: Image) -> None:
-        self._updated = convert.grid_of(message) > 0
+        self._updated = grid_from_image(message) > 0
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         self._chunk = None
-        rows, times = convert.chunk_of(message)
+        rows, times = chunk_from_trajectory(message)
         chunk = np.array([self._robot.reorder(message.joint_names, row) for row in rows])
         stamp_ns = nanoseconds(message.header.stamp)
         shown = Shown(stamp_ns, times, tip_paths(self._robot, chunk), (self.now_ns() - stamp_ns) * 1e-9)
         self._chunk = shown
         header = Header(stamp=message.header.stamp, frame_id=self.param("base_frame"))
         if self._path.get_subscription_count():
-            self._path.publish(convert.path_message(shown.paths[0], header))
+            self._path.publish(path_message(shown.paths[0], header))
         if self._markers.get_subscription_count():
-            self._markers.publish(convert.markers_of(shown.paths, header, float(times[-1]) + 0.5))
+            self._markers.publish(markers_of(shown.paths, header, float(times[-1]) + 0.5))
 
     def _on_codes(self, message: Image) -> None:
         outputs = (self._depth, self._depth_info, self._colour, self._points)
         if self._decoder is None or not any(output.get_subscription_count() for output in outputs):
             return
-        picture = self._decoder.decode(convert.grid_of(message))
+        picture = self._decoder.decode(grid_from_image(message))
         camera = self._cameras[0]
         calibration = self._calibrations.get(camera)
         header = Header(stamp=message.header.stamp, frame_id=f"{camera}_optical_frame")
-        self._depth.publish(convert.image_of(picture, "32FC1", header))
+        self._depth.publish(image_message(picture, "32FC1", header))
         height, width = picture.shape
         if calibration is not None:
-            self._depth_info.publish(convert.depth_info(calibration, width, height, header))
+            self._depth_info.publish(depth_info(calibration, width, height, header))
         if self._colour.get_subscription_count():
             colours = depths.colourize(picture, self._decoder.near_is_small, self._decoder.limits)
             if calibration is not None:
                 colours = depths.enlarged(colours, calibration.width, calibration.height)
-            self._colour.publish(convert.image_of(colours, "rgb8", header))
+            self._colour.publish(image_message(colours, "rgb8", header))
         if calibration is not None and self._decoder.metric and self._points.get_subscription_count():
             self._publish_points(picture, calibration, message)
 
-    def _publish_points(self, picture: NDArray[np.float32], calibration: Calibration, message: Image) -> None:
+    def _publish_points(self, picture: NDArray[np.float32], calibration: CameraCalibration, message: Image) -> None:
         pose = self._pose_of(calibration, nanoseconds(message.header.stamp))
         if pose is None:
             return
@@ -220,12 +226,12 @@ class VisualizerNode(MolmoNode):
             rgb = np.asarray(cv2.resize(rgb_from_image(image), size, interpolation=cv2.INTER_AREA), np.uint8)
             rgb = rgb.reshape(-1, 3)
         header = Header(stamp=message.header.stamp, frame_id=self.param("base_frame"))
-        self._points.publish(convert.cloud_of(points.astype(np.float32), rgb, header))
+        self._points.publish(cloud_of(points.astype(np.float32), rgb, header))
 
-    # -- pictures ---------------------------------------------------------------------------------------------------
+    # -- images ---------------------------------------------------------------------------------------------------
 
-    def _pose_of(self, calibration: Calibration, stamp_ns: int) -> Array | None:
-        """Pose of a camera when a picture was taken, or None while the joints are unknown."""
+    def _pose_of(self, calibration: CameraCalibration, stamp_ns: int) -> Array | None:
+        """Pose of a camera when an image was taken, or None while the joints are unknown."""
         if not self._joints and calibration.mount != self._robot.base_link:
             return None
         joints = min(self._joints, key=lambda sample: abs(sample[0] - stamp_ns))[1] if self._joints else None
@@ -247,14 +253,13 @@ class VisualizerNode(MolmoNode):
         rgb = rgb_from_image(image)
         chunk, calibration = self._chunk, self._calibrations.get(camera)
         row = None if chunk is None else chunk.row_at(stamp_ns)
-        paths: tuple[PicturePath, ...] = ()
+        paths: tuple[ImagePath, ...] = ()
         if chunk is not None and row is not None and calibration is not None:
             pose = self._pose_of(calibration, stamp_ns)
             if pose is not None:
                 size = np.array([rgb.shape[1] / calibration.width, rgb.shape[0] / calibration.height])
                 paths = tuple(
-                    PicturePath(project(path.points, calibration, pose)[0] * size, path.openness)
-                    for path in chunk.paths
+                    ImagePath(project(path.points, calibration, pose)[0] * size, path.openness) for path in chunk.paths
                 )
         legend = Legend(
             task=self._task,
@@ -265,7 +270,7 @@ class VisualizerNode(MolmoNode):
         )
         cells = self._updated if camera == self._cameras[0] and row is not None else None
         picture = overlay(rgb, paths, row or 0.0, cells, legend, self.param("overlay_scale"))
-        self._overlays[camera].publish(convert.image_of(picture, "rgb8", image.header))
+        self._overlays[camera].publish(image_message(picture, "rgb8", image.header))
 
 
 main = main_of(VisualizerNode)

@@ -7,15 +7,16 @@ from std_srvs.srv import SetBool
 
 from molmoact2_ros.drivers.driver import Driver, StaleError
 from molmoact2_ros.drivers.yam import YamConfig, YamDriver
-from molmoact2_ros.nodes.arm_node import ArmNode
-from molmoact2_ros.nodes.node_base import Parameter, main_of
+from molmoact2_ros.nodes.driver_node import DriverNode
+from molmoact2_ros.nodes.ros.node_base import Parameter, main_of
 
 
-class YamDriverNode(ArmNode):
-    """See `ArmNode` and `drivers/yam.py`. While the arms are guided by hand the executor can neither arm nor move."""
+class YamDriverNode(DriverNode):
+    """See `DriverNode` and `drivers/yam.py`. While the arms are guided by hand the executor can neither arm nor
+    move."""
 
     PARAMETERS = (
-        *ArmNode.LOOP,
+        *DriverNode.LOOP,
         Parameter("left_channel", "can_left", "CAN channel of the left arm."),
         Parameter("right_channel", "can_right", "CAN channel of the right arm."),
         Parameter("can_interface", "socketcan", "Interface of python-can."),

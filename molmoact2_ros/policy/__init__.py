@@ -10,7 +10,7 @@ from pathlib import Path
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from molmoact2_ros.policy.interface import Observation, Policy, Prediction
-from molmoact2_ros.policy.options import MAX_GAP_S, FastOptions
+from molmoact2_ros.policy.options import MAX_GAP_S, InferenceOptions
 from molmoact2_ros.policy.rtc import RTCOptions
 
 BACKENDS = ("auto", "torch", "onnxruntime", "tensorrt", "reference")
@@ -23,13 +23,13 @@ def open_policy(
     robot: Embodiment,
     norm_tag: str,
     *,
-    backend: str = "reference",
+    backend: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
     threads: int = 0,
     seed: int = 0,
     cameras: tuple[str, ...] | None = None,
-    options: FastOptions | None = None,
+    options: InferenceOptions | None = None,
     rtc: RTCOptions | None = None,
     max_gap_s: float = MAX_GAP_S,
     now_ns: Callable[[], int] = time.time_ns,
@@ -59,16 +59,16 @@ def open_policy(
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; this version has: {', '.join(BACKENDS)}")
-    options, rtc = options or FastOptions(), rtc or RTCOptions()
+    options, rtc = options or InferenceOptions(), rtc or RTCOptions()
     _check(backend, options, rtc)
     opened = open_checkpoint(checkpoint, robot, norm_tag, cameras=cameras, action_mode=options.action_mode)
     say = log or logging.getLogger(__name__).warning
     for note in opened.notes:
         say(note)
     if backend != "reference":
-        from molmoact2_ros.policy.fast_policy import FastPolicy
+        from molmoact2_ros.policy.staged_policy import StagedPolicy
 
-        return FastPolicy(
+        return StagedPolicy(
             opened,
             robot,
             device=device,
@@ -89,8 +89,8 @@ def open_policy(
     )
 
 
-def _check(backend: str, options: FastOptions, rtc: RTCOptions) -> None:
-    default = FastOptions()
+def _check(backend: str, options: InferenceOptions, rtc: RTCOptions) -> None:
+    default = InferenceOptions()
     changed = [name for name, value in vars(options).items() if value != getattr(default, name)]
     changed += ["rtc.enabled"] if rtc.enabled else []
     if backend == "reference" and changed:
@@ -103,7 +103,7 @@ __all__ = [
     "BACKENDS",
     "Checkpoint",
     "CheckpointError",
-    "FastOptions",
+    "InferenceOptions",
     "Observation",
     "Policy",
     "Prediction",

@@ -20,7 +20,7 @@ from molmoact2_ros.embodiments import Embodiment, ModelFrame
 from molmoact2_ros.policy import agreement
 from molmoact2_ros.policy.weights import CheckpointError, TensorInfo, read_weight_headers
 
-BUNDLED = Path(__file__).resolve().parent.parent / "data"
+BUNDLED = Path(__file__).resolve().parents[1] / "data"
 """Where the checkpoints of the simulated cells lie, by name."""
 
 STATS_FORMAT = "molmoact2_norm_stats.v1"

@@ -66,7 +66,7 @@ class Prediction:
 
 
 class UnendedSequenceError(RuntimeError):
-    """The model did not end a sequence of depth or action tokens: what it says of this picture cannot be used."""
+    """The model did not end a sequence of depth or action tokens: what it says of this image cannot be used."""
 
 
 class Policy(Protocol):

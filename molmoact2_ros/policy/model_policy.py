@@ -131,7 +131,7 @@ class ModelPolicy:
         )
 
     def _images(self, observation: Observation) -> list[NDArray[np.uint8]]:
-        """The pictures in the order of the prompt."""
+        """The images in the order of the prompt."""
         wanted, got = self._checkpoint.cameras, set(observation.images)
         if got != set(wanted) or set(observation.image_stamps_ns) != got:
             raise ValueError(

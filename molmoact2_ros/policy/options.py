@@ -15,7 +15,7 @@ ENGINE_PRECISIONS = ("bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class FastOptions:
+class InferenceOptions:
     """How a call is computed. What differs from the reference's answers says so.
 
     Attributes:
@@ -23,7 +23,7 @@ class FastOptions:
         action_tokenizer: directory or Hugging Face id of the FAST tokenizer; empty: the checkpoint's own
             (`action_tokenizer/` in it), else the released one.
         depth_mode: "adaptive" replays unchanged cells as the reference does by default; "full" decodes every cell.
-        drift_safe: compare each cell with the picture of its own last prediction, not with the last picture: slow drift
+        drift_safe: compare each cell with the image of its own last prediction, not with the last image: slow drift
             is then noticed. Differs from the reference.
         refresh_every: predict every cell anew at least once in so many calls; 0 never. Differs from the reference.
         redraft: what is drafted after an error: "auto", "prev" or "jacobi". The codes are the same.
@@ -60,3 +60,7 @@ class FastOptions:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
         if self.refresh_every < 0:
             raise ValueError(f"refresh_every must be 0 (never) or a number of calls, got {self.refresh_every}")
+
+
+class BackendMissingError(ValueError):
+    """A backend was asked for that is not installed here, or that this machine cannot run."""

@@ -22,7 +22,7 @@ from molmoact2_ros.policy.rtc import Prefix
 
 CELL_PIXELS = 32
 CELL_THRESHOLD = 0.996
-"""A depth cell is this many pixels wide in the resized picture, and counts as changed below this cosine similarity."""
+"""A depth cell is this many pixels wide in the resized image, and counts as changed below this cosine similarity."""
 
 DepthCache = Mapping[str, Any]
 """The reference's own cache of the last frame: `image` uint8 (h, w, 3) and `depth_bins` int64 (cells,)."""

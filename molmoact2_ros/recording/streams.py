@@ -31,10 +31,10 @@ def streams_of(cameras: Sequence[str], raw: bool = True, compressed: bool = Fals
     """Streams of a robot with these `cameras`.
 
     Raises:
-        ValueError: no picture stream is chosen although there are cameras.
+        ValueError: no image stream is chosen although there are cameras.
     """
     if cameras and not (raw or compressed):
-        raise ValueError("a recording needs raw or compressed pictures of its cameras; choose at least one")
+        raise ValueError("a recording needs raw or compressed images of its cameras; choose at least one")
     out: list[Stream] = []
     for camera in cameras:
         if raw:
@@ -60,7 +60,7 @@ def streams_of(cameras: Sequence[str], raw: bool = True, compressed: bool = Fals
     )
 
 
-class Hearing(Enum):
+class Arrival(Enum):
     """What a message is among those of its topic that were heard before."""
 
     NEWEST = "newest"
@@ -68,7 +68,7 @@ class Hearing(Enum):
     AGAIN = "again"
 
 
-class HeardTwice:
+class DuplicateFilter:
     """Tells apart the messages of topics that two subscriptions listen to.
 
     The two are emptied one after the other, so that what one of them kept from before may be taken after something
@@ -85,13 +85,13 @@ class HeardTwice:
         self._sent: dict[str, deque[int]] = {}
         self._newest_ns: dict[str, int] = {}
 
-    def hearing(self, topic: str, sent_ns: int, received_ns: int) -> Hearing:
+    def arrival(self, topic: str, sent_ns: int, received_ns: int) -> Arrival:
         """Take note of a message, which its source timestamp tells from others, received at `received_ns`."""
         sent = self._sent.setdefault(topic, deque(maxlen=self.REMEMBERED))
         if sent_ns in sent:
-            return Hearing.AGAIN
+            return Arrival.AGAIN
         sent.append(sent_ns)
         if 0 < self._newest_ns.get(topic, received_ns) - received_ns <= self.WAITING_NS:
-            return Hearing.LATE
+            return Arrival.LATE
         self._newest_ns[topic] = received_ns
-        return Hearing.NEWEST
+        return Arrival.NEWEST

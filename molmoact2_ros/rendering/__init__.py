@@ -1,1 +1,1 @@
-"""What the model believes and what it is about to do, as plain arrays: depth pictures, paths, overlays, film frames."""
+"""What the model believes and what it is about to do, as plain arrays: depth images, paths, overlays, film frames."""

@@ -1,4 +1,4 @@
-"""Depth codes back to depth pictures, and depth pictures to colours.
+"""Depth codes back to depth images, and depth images to colours.
 
 A checkpoint names each cell of its depth grid by a code. Two things decode them: a small checkpoint carries a codebook
 of depth patches; the released ones were trained on codes of a VQ-VAE whose weights are published apart from them.
@@ -25,13 +25,13 @@ NEAREST_M = 0.01
 
 
 class DepthDecoder(ABC):
-    """Turns a grid of codes into a depth picture.
+    """Turns a grid of codes into a depth image.
 
     Attributes:
         num_codes: how many codes there are; a code is in 0..num_codes - 1.
-        metric: True when a picture is in metres from the camera; else it is relative and its scale may jump.
+        metric: True when an image is in metres from the camera; else it is relative and its scale may jump.
         near_is_small: True when a smaller value is nearer to the camera.
-        limits: (lowest, highest) value worth a colour of its own, or None where every picture has its own scale.
+        limits: (lowest, highest) value worth a colour of its own, or None where every image has its own scale.
     """
 
     num_codes: int
@@ -40,7 +40,7 @@ class DepthDecoder(ABC):
     limits: tuple[float, float] | None
 
     def decode(self, codes: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Depth picture (h, w) of `codes` (g, g).
+        """Depth image (h, w) of `codes` (g, g).
 
         Raises:
             ValueError: the grid is not square, or a code is outside 0..num_codes - 1.
@@ -57,11 +57,11 @@ class DepthDecoder(ABC):
 
     @abstractmethod
     def _decode(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Picture of codes that are known to be good."""
+        """RgbImage of codes that are known to be good."""
 
 
 class CodebookDecoder(DepthDecoder):
-    """Lays out one depth patch a code: the picture of (g, g) codes is (g * p, g * p), in metres from the camera."""
+    """Lays out one depth patch a code: the image of (g, g) codes is (g * p, g * p), in metres from the camera."""
 
     metric = True
     near_is_small = True
@@ -83,9 +83,9 @@ class CodebookDecoder(DepthDecoder):
 
 
 class VqVaeDecoder(DepthDecoder):
-    """The decoder half of the released VQ-VAE: (10, 10) codes to a picture of (320, 320).
+    """The decoder half of the released VQ-VAE: (10, 10) codes to an image of (320, 320).
 
-    The pictures are relative inverse depth as Depth-Anything gives it, scaled to 0..1 a frame: larger is nearer, and
+    The images are relative inverse depth as Depth-Anything gives it, scaled to 0..1 a frame: larger is nearer, and
     the scale may jump between frames. Architecture as in AiT (the VQ-VAE's origin): hidden 16, five factors of two, two
     residual blocks, transposed convolutions of kernel 4.
     """
@@ -182,22 +182,22 @@ def load_depth_decoder(checkpoint_dir: str | Path) -> DepthDecoder:
         return VqVaeDecoder(content["weights"])
     raise FileNotFoundError(
         f"no depth decoder in {path}: expected {CODEBOOK_FILE} (small checkpoints) or {VQVAE_FILE} "
-        f"(released checkpoints). Codes are still recorded; for pictures put {VQVAE_FILE} of {VQVAE_SOURCE} there"
+        f"(released checkpoints). Codes are still recorded; for images put {VQVAE_FILE} of {VQVAE_SOURCE} there"
     )
 
 
 def colourize(
     depth: NDArray[np.floating[Any]], near_is_small: bool = True, limits: tuple[float, float] | None = None
 ) -> NDArray[np.uint8]:
-    """Colour picture (h, w, 3), RGB, of `depth` (h, w): near is bright yellow, far is dark, not finite is grey.
+    """Colour image (h, w, 3), RGB, of `depth` (h, w): near is bright yellow, far is dark, not finite is grey.
 
     Distances (`near_is_small`) are coloured by their inverse: what the arm works on gets most of the colours, and the
     far wall few. The colour map (inferno) is even to the eye and readable without colour vision. Without `limits` the
-    picture's own 2nd and 98th percentile are its ends.
+    image's own 2nd and 98th percentile are its ends.
     """
     depth = np.asarray(depth, dtype=np.float32)
     if depth.ndim != 2:
-        raise ValueError(f"a depth picture must have shape (h, w), got {depth.shape}")
+        raise ValueError(f"a depth image must have shape (h, w), got {depth.shape}")
     good = np.isfinite(depth)
     if near_is_small:  # distances to inverse distances, as the other decoder gives them
         depth = 1.0 / np.maximum(depth, NEAREST_M)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+RgbImage = NDArray[np.uint8]
 
 _WAITING = 20
 """Pictures that may wait for the encoder; one that does not fit is left out and the one before it shown for longer."""
@@ -45,7 +45,7 @@ class FilmWriter:
         self._shape = (height, width, 3)
         self._fps = fps
         self._begin_s: float | None = None
-        self._queue: queue.Queue[tuple[Picture, float] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[RgbImage, float] | None] = queue.Queue()
         self._closed = False
         source = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
         # One thread and the cheapest preset: the policy has the better use for the cores.
@@ -72,7 +72,7 @@ class FilmWriter:
         self._thread = threading.Thread(target=self._run, name="film", daemon=True)
         self._thread.start()
 
-    def add(self, picture: Picture, now_s: float) -> None:
+    def add(self, picture: RgbImage, now_s: float) -> None:
         """Show `picture` (height, width, 3), RGB, from `now_s` on; it must not be written to afterwards."""
         if picture.shape != self._shape or picture.dtype != np.uint8:
             raise ValueError(f"a film picture must be uint8 {self._shape}, got {picture.dtype} {picture.shape}")
@@ -122,7 +122,7 @@ class FilmWriter:
             self.error = f"ffmpeg could not write {self.path}: {words[-500:] or 'no reason given'}"
 
 
-def write_still(picture: Picture, path: Path) -> None:
+def write_still(picture: RgbImage, path: Path) -> None:
     """Write `picture` (h, w, 3), RGB, as PNG.
 
     Raises:

@@ -15,7 +15,7 @@ from molmoact2_ros.rendering.overlay import (
     FONT,
     WHITE,
     Colour,
-    Picture,
+    RgbImage,
     fitted,
     milliseconds,
     shade,
@@ -68,13 +68,13 @@ class Caption:
 
 
 def montage(
-    camera: Picture | None, overlay: Picture | None, depth: Picture | None, wrist: Picture | None, caption: Caption
-) -> Picture:
-    """Picture (520, 1280, 3): overlay | camera over wrist | depth over the run's figures.
+    camera: RgbImage | None, overlay: RgbImage | None, depth: RgbImage | None, wrist: RgbImage | None, caption: Caption
+) -> RgbImage:
+    """RgbImage (520, 1280, 3): overlay | camera over wrist | depth over the run's figures.
 
     A picture that is None leaves a panel that says so.
     """
-    canvas: Picture = np.full((HEIGHT, WIDTH, 3), _BACK, np.uint8)
+    canvas: RgbImage = np.full((HEIGHT, WIDTH, 3), _BACK, np.uint8)
     _draw_header(canvas[:_HEADER], caption)
     panels = (
         (overlay, (0, _HEADER), _LARGE, "predicted path"),
@@ -91,7 +91,7 @@ def montage(
     return canvas
 
 
-def _draw_header(region: Picture, caption: Caption) -> None:
+def _draw_header(region: RgbImage, caption: Caption) -> None:
     x = 12 + text(region, caption.title, (12, 26), 0.6, WHITE, 1) + 18
     if caption.task:
         text(region, fitted(f'"{caption.task}"', 820 - x, 0.55), (x, 26), 0.55, (255, 225, 90))
@@ -101,7 +101,7 @@ def _draw_header(region: Picture, caption: Caption) -> None:
         text(region, count, (WIDTH - 12 - width, 26), 0.55, WHITE)
 
 
-def _draw_panel(region: Picture, picture: Picture | None, name: str) -> None:
+def _draw_panel(region: RgbImage, picture: RgbImage | None, name: str) -> None:
     height, width = region.shape[:2]
     if picture is None:
         region[...] = (38, 41, 47)
@@ -126,7 +126,7 @@ def _draw_panel(region: Picture, picture: Picture | None, name: str) -> None:
     text(region, name, (8, 14), 0.42, WHITE)
 
 
-def _draw_figures(region: Picture, caption: Caption) -> None:
+def _draw_figures(region: RgbImage, caption: Caption) -> None:
     region[...] = _BACK
     y = 24
     if caption.episode is not None:
@@ -148,7 +148,7 @@ def _draw_figures(region: Picture, caption: Caption) -> None:
 
 
 def _draw_plot(
-    region: Picture, history: Sequence[tuple[float, float]], name: str, colour: Colour, least: float
+    region: RgbImage, history: Sequence[tuple[float, float]], name: str, colour: Colour, least: float
 ) -> None:
     """A small curve of `history` in cm; the axis reaches at least `least` m."""
     height, width = region.shape[:2]

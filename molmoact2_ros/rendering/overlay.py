@@ -1,4 +1,4 @@
-"""The predicted path, the re-predicted depth cells and a short legend, drawn into a camera's picture."""
+"""The predicted path, the re-predicted depth cells and a short legend, drawn into a camera's image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Picture = NDArray[np.uint8]
+RgbImage = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 WHITE: Colour = (245, 245, 245)
@@ -32,8 +32,8 @@ _SUBPIXEL = 4
 
 
 @dataclass(frozen=True)
-class PicturePath:
-    """A chunk's path in a picture.
+class ImagePath:
+    """A chunk's path in an image.
 
     Attributes:
         pixels: (rows, 2) x, y in the camera's own pixels; NaN where a row is behind the camera.
@@ -68,15 +68,15 @@ def state_colour(state: str) -> Colour:
     return _STATES.get(state.upper(), DIM)
 
 
-def draw_path(picture: Picture, path: PicturePath, now_row: float, scale: float = 1.0) -> None:
+def draw_path(picture: RgbImage, path: ImagePath, now_row: float, scale: float = 1.0) -> None:
     """Draw `path` into `picture` (h, w, 3), in place.
 
     `now_row` is the row whose time is now: what lies before it is faded. The size of the dots is the opening of the
-    gripper. `scale` is the picture's size over the camera's. Rows behind the camera leave a gap.
+    gripper. `scale` is the image's size over the camera's. Rows behind the camera leave a gap.
     """
     pixels = np.asarray(path.pixels, dtype=np.float64) * scale
     rows = len(pixels)
-    # Far outside, OpenCV's fixed-point coordinates overflow into the picture.
+    # Far outside, OpenCV's fixed-point coordinates overflow into the image.
     drawable = np.all(np.isfinite(pixels), axis=1) & np.all(
         np.abs(np.nan_to_num(pixels)) < 8.0 * max(picture.shape), axis=1
     )
@@ -106,8 +106,8 @@ def draw_path(picture: Picture, path: PicturePath, now_row: float, scale: float 
             cv2.circle(picture, whole[i], radius, ramp((i - first) / span), -1, cv2.LINE_AA, _SUBPIXEL)
 
 
-def draw_updated_cells(picture: Picture, updated: NDArray[np.bool_], strength: float = 0.65) -> None:
-    """Outline the cells of `updated` (g, g) that are True over the whole picture, in place; `strength` is 0 to 1."""
+def draw_updated_cells(picture: RgbImage, updated: NDArray[np.bool_], strength: float = 0.65) -> None:
+    """Outline the cells of `updated` (g, g) that are True over the whole image, in place; `strength` is 0 to 1."""
     grid = updated.shape[0]
     if updated.shape != (grid, grid):
         raise ValueError(f"updated cells must be a square grid (g, g), got shape {updated.shape}")
@@ -122,14 +122,14 @@ def draw_updated_cells(picture: Picture, updated: NDArray[np.bool_], strength: f
     cv2.addWeighted(drawn, strength, picture, 1.0 - strength, 0.0, dst=picture)
 
 
-def shade(picture: Picture, top: int, bottom: int, left: int, right: int, strength: float = 0.6) -> None:
+def shade(picture: RgbImage, top: int, bottom: int, left: int, right: int, strength: float = 0.6) -> None:
     """Darken a rectangle of `picture`, in place, so that text on it can be read."""
     region = picture[top:bottom, left:right]
     region[...] = (region * (1.0 - strength) + np.array(DARK) * strength).astype(np.uint8)
 
 
 def text(
-    picture: Picture, words: str, at: tuple[int, int], size: float = 0.45, colour: Colour = WHITE, weight: int = 1
+    picture: RgbImage, words: str, at: tuple[int, int], size: float = 0.45, colour: Colour = WHITE, weight: int = 1
 ) -> int:
     """Write one line with its baseline's left end `at` (x, y), in place; return its width. Non-ASCII becomes '?'."""
     words = words.encode("ascii", "replace").decode("ascii")
@@ -151,7 +151,7 @@ def milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000.0 * seconds:.0f} ms"
 
 
-def draw_legend(picture: Picture, legend: Legend) -> None:
+def draw_legend(picture: RgbImage, legend: Legend) -> None:
     """Write `legend` along the lower edge and the colours of the horizon above it, in place."""
     height, width = picture.shape[:2]
     bar = 44
@@ -167,7 +167,7 @@ def draw_legend(picture: Picture, legend: Legend) -> None:
         _draw_ramp(picture, legend.horizon_s, right=width - 10, y=height - 12)
 
 
-def _draw_ramp(picture: Picture, horizon_s: float, right: int, y: int) -> None:
+def _draw_ramp(picture: RgbImage, horizon_s: float, right: int, y: int) -> None:
     label = f"+{horizon_s:.1f} s"
     label_width = cv2.getTextSize(label, FONT, 0.42, 1)[0][0]
     length = 80
@@ -181,19 +181,19 @@ def _draw_ramp(picture: Picture, horizon_s: float, right: int, y: int) -> None:
 
 
 def overlay(
-    rgb: Picture,
-    paths: tuple[PicturePath, ...],
+    rgb: RgbImage,
+    paths: tuple[ImagePath, ...],
     now_row: float,
     updated: NDArray[np.bool_] | None = None,
     legend: Legend | None = None,
     scale: int = 2,
-) -> Picture:
-    """New picture (h * scale, w * scale, 3) of `rgb` (h, w, 3) with the paths, the outlined cells and the legend."""
+) -> RgbImage:
+    """New image (h * scale, w * scale, 3) of `rgb` (h, w, 3) with the paths, the outlined cells and the legend."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ValueError(f"a camera picture must be uint8 (h, w, 3), got {rgb.dtype} {rgb.shape}")
+        raise ValueError(f"a camera image must be uint8 (h, w, 3), got {rgb.dtype} {rgb.shape}")
     height, width = rgb.shape[:2]
     size = (width * scale, height * scale)
-    picture: Picture = np.asarray(
+    picture: RgbImage = np.asarray(
         cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR) if scale != 1 else rgb.copy(), np.uint8
     )
     if updated is not None:

@@ -1,46 +1,19 @@
-"""Where the tip goes during a chunk, and where that is in a camera's picture."""
+"""Where the tip goes during a chunk, and where that is in a camera's image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from molmoact2_ros.cameras.calibration import CameraCalibration
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
 
 Array = NDArray[np.float64]
 
 NEAREST_M = 0.01
 """A point nearer to the camera plane than this is not drawn: its pixel is meaningless."""
-
-
-class Calibration(Protocol):
-    """A pinhole camera on a link; `simulation.calibration.CameraCalibration` is one."""
-
-    @property
-    def width(self) -> int:
-        """Picture width, pixels."""
-
-    @property
-    def height(self) -> int:
-        """Picture height, pixels."""
-
-    @property
-    def k(self) -> Array:
-        """Intrinsic matrix (3, 3), pixels."""
-
-    @property
-    def mount(self) -> str:
-        """Link the camera is fixed to."""
-
-    @property
-    def pose(self) -> Array:
-        """Pose (4, 4) of the optical frame (z forward, x right, y down) in that link, m."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +50,7 @@ def tip_paths(embodiment: Embodiment, chunk: Array) -> tuple[TipPath, ...]:
     return tuple(out)
 
 
-def camera_pose(embodiment: Embodiment, calibration: Calibration, joints: Array | None) -> Array:
+def camera_pose(embodiment: Embodiment, calibration: CameraCalibration, joints: Array | None) -> Array:
     """Pose (4, 4) of the optical frame in the base frame.
 
     `joints` (dof,) in ROS order are needed for a camera on a wrist link only.
@@ -100,10 +73,10 @@ def camera_pose(embodiment: Embodiment, calibration: Calibration, joints: Array 
     return link @ calibration.pose
 
 
-def project(points: Array, calibration: Calibration, pose: Array) -> tuple[Array, NDArray[np.bool_]]:
+def project(points: Array, calibration: CameraCalibration, pose: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Pixels (n, 2) of `points` (n, 3) in the base frame, for a camera at `pose` (4, 4), and which are in front of it.
 
-    A pixel may lie outside the picture: a line to it is still drawn up to the edge. Pixels of points behind the
+    A pixel may lie outside the image: a line to it is still drawn up to the edge. Pixels of points behind the
     camera are NaN.
     """
     inverse = np.linalg.inv(pose)
@@ -115,10 +88,10 @@ def project(points: Array, calibration: Calibration, pose: Array) -> tuple[Array
     return pixels, in_front
 
 
-def points_of_depth(depth: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
-    """Points (h * w, 3) in the optical frame of a picture `depth` (h, w) of distances along the optical axis, m.
+def points_of_depth(depth: NDArray[np.float32], calibration: CameraCalibration) -> NDArray[np.float32]:
+    """Points (h * w, 3) in the optical frame of an image `depth` (h, w) of distances along the optical axis, m.
 
-    The picture covers the camera's whole view, squashed to its own shape, as the model saw it.
+    The image covers the camera's whole view, squashed to its own shape, as the model saw it.
     """
     height, width = depth.shape
     u, v = np.meshgrid(
@@ -127,39 +100,3 @@ def points_of_depth(depth: NDArray[np.float32], calibration: Calibration) -> NDA
     k = np.asarray(calibration.k)
     rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], axis=-1)
     return (rays * depth[..., None]).reshape(-1, 3).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class MeasuredCalibration:
-    """A calibrated camera of a real cell; see `Calibration` for the fields."""
-
-    width: int
-    height: int
-    k: Array
-    mount: str
-    pose: Array
-
-
-def load_calibrations(path: str | Path) -> dict[str, Calibration]:
-    """Read where the cameras of a real cell are, from YAML.
-
-    For each camera's name: `width`, `height`, `k` (9 values, row by row), `mount` (the robot's base link or a wrist
-    link), and the optical frame in the mount as `xyz` (m) and `wxyz` (quaternion).
-
-    Raises:
-        ValueError: a camera lacks a value or has too many or too few of it.
-    """
-    out: dict[str, Calibration] = {}
-    for name, values in (yaml.safe_load(Path(path).expanduser().read_text()) or {}).items():
-        try:
-            pose = np.eye(4)
-            w, x, y, z = (float(value) for value in values["wxyz"])
-            pose[:3, :3] = rotation_from_quaternion((w, x, y, z))
-            pose[:3, 3] = values["xyz"]
-            k = np.asarray(values["k"], dtype=np.float64).reshape(3, 3)
-            out[name] = MeasuredCalibration(int(values["width"]), int(values["height"]), k, str(values["mount"]), pose)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: camera {name!r} needs width, height, k, mount, xyz and wxyz: {error!r}"
-            ) from None
-    return out

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.simulation.calibration import camera_calibration, camera_names
+from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
 from molmoact2_ros.simulation.scene import CUBE, DISTRACTORS, CellRandomisation, Scene
 from molmoact2_ros.simulation.so101_scene import SO101_SCENE
 
@@ -96,8 +96,8 @@ class Cell:
         self.data.ctrl[self._ctrl] = np.clip(joints, self.robot.limits.lower, self.robot.limits.upper)
 
     def hold(self) -> None:
-        """Stay where the arms are, as a driver's deadman does; the grippers keep their last target, and so their
-        grip."""
+        """Stay where the arms are, as a driver's command timeout does; the grippers keep their last target, and so
+        their grip."""
         target, _ = self.joints()
         grippers = list(self.robot.gripper_indices)
         target[grippers] = self.data.ctrl[self._ctrl[grippers]]
@@ -120,7 +120,7 @@ class Cell:
         self.data.ctrl[self._ctrl] = self.data.qpos[self._qpos]
 
     def render(self, camera: str) -> NDArray[np.uint8]:
-        """Colour picture (height, width, 3) of `camera`."""
+        """Colour image (height, width, 3) of `camera`."""
         renderer = self._renderers[False]
         renderer.update_scene(self.data, camera)
         return renderer.render().copy()

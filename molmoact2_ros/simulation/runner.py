@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.execution.deadman import Deadman
+from molmoact2_ros.cameras.frame_link import FrameWriter
+from molmoact2_ros.execution.command_timeout import CommandTimeout
 from molmoact2_ros.simulation.cell import Cell, Episode
-from molmoact2_ros.simulation.frame_link import FrameWriter
 
 Array = NDArray[np.float64]
 
@@ -50,13 +50,13 @@ class CellRunner:
         clock: Callable[[], int],
         joint_rate_hz: float = 100.0,
         camera_rate_hz: float = 30.0,
-        watchdog_s: float = 0.2,
+        command_timeout_s: float = 0.2,
     ) -> None:
         """`links` maps camera names to names of frame links; `clock` gives ROS time in ns; see `sim_node` for the
         rest."""
         self._make_cell, self._links, self._on_reading, self._clock = make_cell, dict(links), on_reading, clock
         self._period, self._frame_period = 1.0 / joint_rate_hz, 1.0 / camera_rate_hz
-        self._deadman = Deadman(time.monotonic_ns, watchdog_s)
+        self._command_timeout = CommandTimeout(time.monotonic_ns, command_timeout_s)
         self._lock = threading.Lock()
         self._target: Array | None = None
         self._reset_to: int | None = None
@@ -77,15 +77,15 @@ class CellRunner:
             raise self.error
 
     @property
-    def watchdog_holds(self) -> int:
+    def timeout_holds(self) -> int:
         """How often the arm was held because commands had ceased."""
-        return self._deadman.trips
+        return self._command_timeout.trips
 
     def command(self, joints: Array) -> None:
         """Set the servos' targets (dof,), rad and m."""
         with self._lock:
             self._target = np.array(joints, dtype=np.float64)
-            self._deadman.fed()
+            self._command_timeout.fed()
 
     def reset(self, episode: int, timeout_s: float = 5.0) -> None:
         """Begin `episode` and return when the cell has done so."""
@@ -151,10 +151,10 @@ class CellRunner:
         with self._lock:
             target, self._target = self._target, None
             reset_to, self._reset_to = self._reset_to, None
-        silent = self._deadman.expired()
+        silent = self._command_timeout.expired()
         if reset_to is not None:
             cell.reset(reset_to)
-            self._deadman.forget()
+            self._command_timeout.forget()
             self._reset_done.set()
             return 0.0
         if target is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.cameras.calibration import CameraCalibration
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.simulation.calibration import CameraCalibration
 
 if TYPE_CHECKING:
     import mujoco

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
 from molmoact2_ros.embodiments.so101 import ARM_CHAIN, JAW, SO101
-from molmoact2_ros.simulation.calibration import camera_calibration, camera_names
 from molmoact2_ros.simulation.scene import Grip, Scene, camera_xml, document, numbers, objects_xml
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.description import robot_description
+from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.simulation.calibration import camera_calibration, camera_names
+from molmoact2_ros.embodiments.description import robot_description
 from molmoact2_ros.simulation.scene import document, objects_xml
 
 os.environ.setdefault("MUJOCO_GL", "egl")

@@ -1,4 +1,4 @@
-"""The loss curve of a training run as a picture: `python -m molmoact2_ros.training.curve runs/so101_cell/loss.csv
+"""The loss curve of a training run as an image: `python -m molmoact2_ros.training.curve runs/so101_cell/loss.csv
 out.png`."""
 
 from __future__ import annotations

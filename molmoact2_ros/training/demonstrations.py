@@ -1,4 +1,4 @@
-"""Labelled observations of the simulated SO-101 cell: pictures, joints, the expert's chunk, depth patches.
+"""Labelled observations of the simulated SO-101 cell: images, joints, the expert's chunk, depth patches.
 
 The arm is driven as it will be on the robot: chunks are computed from an observation, arrive some rows late and are
 played by time. What is played is disturbed (drift, knocks, odd start poses, a jaw that closes too early), what is
@@ -22,7 +22,7 @@ from molmoact2_ros.simulation.scene import CellRandomisation
 
 Array = NDArray[np.float64]
 Controller = Callable[[NDArray[np.uint8], Array, NDArray[np.float32]], Array]
-"""Resized pictures (cameras, size, size, 3), joints (6,) and depth patches (grid, grid, patch, patch) to the chunk
+"""Resized images (cameras, size, size, 3), joints (6,) and depth patches (grid, grid, patch, patch) to the chunk
 (horizon, 6) that is played; used to gather the policy's own states."""
 
 WIDE = CellRandomisation(radius=(0.138, 0.232), bearing=0.82)
@@ -80,7 +80,7 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def depth_patches(depth: NDArray[np.float32], grid: int, patch: int) -> NDArray[np.float32]:
-    """Depth picture (h, w) to patches (grid, grid, patch, patch), clipped to `DEPTH_RANGE_M`."""
+    """Depth image (h, w) to patches (grid, grid, patch, patch), clipped to `DEPTH_RANGE_M`."""
     import cv2
 
     side = grid * patch

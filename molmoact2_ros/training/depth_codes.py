@@ -1,4 +1,4 @@
-"""Depth codes of a small checkpoint: a codebook of depth patches that also decodes them back to a picture."""
+"""Depth codes of a small checkpoint: a codebook of depth patches that also decodes them back to an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = "depth_codebook.safetensors"
 def learn_codebook(patches: NDArray[np.float32], num_codes: int, seed: int) -> NDArray[np.float32]:
     """Cluster depth patches (n, p, p) into `num_codes` (num_codes, p, p), ordered by mean depth, near to far.
 
-    The order makes neighbouring codes look alike, which is kind to whoever looks at a picture of codes.
+    The order makes neighbouring codes look alike, which is kind to whoever looks at an image of codes.
     """
     from scipy.cluster.vq import kmeans2
 

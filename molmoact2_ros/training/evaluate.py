@@ -44,7 +44,7 @@ def trials(
     limit_s: float = 15.0,
 ) -> Trials:
     """Run `episodes` with a chunk asked for as soon as the last one has arrived, `delay_rows` rows after its
-    picture."""
+    image."""
     cell = So101Cell(seed=seed)
     dt = 1.0 / SO101.rate_hz
     done = []

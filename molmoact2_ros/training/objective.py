@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The token ids of one prompt, in which only the state tokens and the pictures change from example to example."""
+    """The token ids of one prompt, in which only the state tokens and the images change from example to example."""
 
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor

@@ -43,7 +43,7 @@ TASK = "pick up the red cube"
 SIZES = SmallModel()
 DEPTH_PATCH = 8
 BLANK_SHARE = 0.03
-"""Share of examples whose pictures are replaced by blank ones."""
+"""Share of examples whose images are replaced by blank ones."""
 SHARD_EPISODES = 50
 STATISTICS_SHARDS = 8
 GRID = math.isqrt(SIZES.num_depth_codes)
@@ -115,7 +115,7 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------------
 
     def tensors(self, samples: Samples) -> tuple[torch.Tensor, ...]:
-        """Model inputs and targets of `samples`: pictures, normalised state, chunks, codes, place."""
+        """Model inputs and targets of `samples`: images, normalised state, chunks, codes, place."""
         return (
             torch.from_numpy(samples.images),
             torch.from_numpy(normalise(SO101.model_from_joints(samples.joints), self.meta["state_stats"])).float(),

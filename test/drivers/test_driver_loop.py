@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pretend_arm import PretendArm
 
-from molmoact2_ros.drivers.driver import Health, Level, MissingPackageError, Reading, hardware_package
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import Health, MissingPackageError, Reading, hardware_package
 from molmoact2_ros.drivers.loop import DriverLoop, LoopConfig
 
 MS = 1_000_000

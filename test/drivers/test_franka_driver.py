@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from molmoact2_ros.drivers.driver import DriverError, Level, StaleError
+from molmoact2_ros.bringup.processes import node_environment
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
 from molmoact2_ros.drivers.franka_loop import Smoother
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.processes import node_environment
 from molmoact2_ros.simulation.emulators.fci import FASTEST
 from molmoact2_ros.simulation.emulators.fci_link import Fault, FciLink
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from molmoact2_ros.drivers.driver import DriverError, Level, StaleError
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.so101 import So101Config, So101Driver
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 from molmoact2_ros.simulation.emulators.feetech import Faults, FeetechBus, write_calibration

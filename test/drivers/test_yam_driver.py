@@ -14,7 +14,8 @@ import can
 import numpy as np
 import pytest
 
-from molmoact2_ros.drivers.driver import DriverError, Level, StaleError
+from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.yam import YamConfig, YamDriver
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.yam_bimanual import GRIPPER_STROKE

@@ -20,10 +20,11 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from molmoact2_ros.bringup import Options, nodes
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.processes import ProcessGroup, node_environment
+from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
-from molmoact2_ros.processes import Bringup, node_environment
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
 
 ROBOT = embodiment("so101")
 START_S = 180.0
@@ -33,7 +34,7 @@ START_S = 180.0
 class Loop:
     """The running nodes, and what the test hears of them."""
 
-    def __init__(self, bringup: Bringup, companion: Companion) -> None:
+    def __init__(self, bringup: ProcessGroup, companion: Companion) -> None:
         self.bringup, self.companion = bringup, companion
         node = companion.node
         self.joints: np.ndarray | None = None
@@ -129,7 +130,7 @@ class Loop:
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     options = Options(seed=4, visualize=False, link_prefix=f"closed_loop_{os.getpid()}")
     wanted = [spec for spec in nodes(options) if spec.name != "episode"]
-    with Bringup(wanted, tmp_path_factory.mktemp("log"), node_environment()) as bringup, Companion() as companion:
+    with ProcessGroup(wanted, tmp_path_factory.mktemp("log"), node_environment()) as bringup, Companion() as companion:
         running = Loop(bringup, companion)
         wait_until(lambda: running.joints is not None, "joint states", START_S)
         wait_until(lambda: running.in_state("DISARMED"), "the executor", START_S)

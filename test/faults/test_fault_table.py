@@ -21,9 +21,9 @@ from fault_table import AT_ONCE, BLIND, FAULTS, USED_UP, Fault, refuses_to_arm
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from sensor_msgs.msg import JointState
 
-from molmoact2_ros.nodes.node_base import SENSOR
+from molmoact2_ros.nodes.ros.node_base import SENSOR
 
-EXECUTOR, REPLAY = "molmoact2_ros.nodes.executor_node", "molmoact2_ros.nodes.replay_node"
+EXECUTOR, REPLAY = "molmoact2_ros.nodes.executor_node", "molmoact2_ros.nodes.bench.replay_node"
 START_S = 90.0
 
 # -- the run --------------------------------------------------------------------------------------------------

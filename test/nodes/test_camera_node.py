@@ -1,4 +1,4 @@
-"""The camera node as a process: pictures and calibration over real ROS, bit for bit, and a silent camera named."""
+"""The camera node as a process: images and calibration over real ROS, bit for bit, and a silent camera named."""
 
 import os
 import time
@@ -11,11 +11,12 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from molmoact2_ros.bringup import Options, nodes
-from molmoact2_ros.nodes.node_base import RELIABLE, SENSOR
-from molmoact2_ros.processes import Bringup
-from molmoact2_ros.simulation.calibration import camera_calibration
-from molmoact2_ros.simulation.frame_link import FrameWriter
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.processes import ProcessGroup
+from molmoact2_ros.bringup.specs import nodes
+from molmoact2_ros.cameras.cell_cameras import camera_calibration
+from molmoact2_ros.cameras.frame_link import FrameWriter
+from molmoact2_ros.nodes.ros.node_base import RELIABLE, SENSOR
 
 
 def test_pictures_keep_their_pixels_and_stamps_and_a_silent_camera_is_named(tmp_path):
@@ -51,7 +52,7 @@ def test_pictures_keep_their_pixels_and_stamps_and_a_silent_camera_is_named(tmp_
         return statuses[-1].message if statuses else ""
 
     try:
-        with Bringup([camera], tmp_path, os.environ):
+        with ProcessGroup([camera], tmp_path, os.environ):
             stamps = until(lambda: all(heard[key] for key in ("image", "info", "jpeg")), feed=True)
             until(lambda: "'front': no frame for" in words(), feed=False)
             assert "'wrist': no simulated camera" in words()

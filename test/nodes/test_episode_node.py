@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from fake_cell import FakeCell
 
-from molmoact2_ros.bringup import NodeSpec, Options, nodes
-from molmoact2_ros.session import SessionError, run_session
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.session import SessionError, run_session
+from molmoact2_ros.bringup.specs import NodeSpec, nodes
 
 
 def episode_spec(**parameters) -> NodeSpec:

@@ -14,13 +14,13 @@ from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from molmoact2_ros.nodes.node_base import LATCHED, SENSOR
-from molmoact2_ros.nodes.visual_messages import image_of
+from molmoact2_ros.nodes.ros.messages import image_message
+from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
 from molmoact2_ros.rendering.montage import canvas_shape
 
 
 def running(log: Path, parameters: dict[str, object]) -> NodeProcess:
-    return NodeProcess("molmoact2_ros.nodes.film_node", ros_arguments(parameters), log)
+    return NodeProcess("molmoact2_ros.nodes.sim.film_node", ros_arguments(parameters), log)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ class Run:
         self.ticks += 1
         picture = np.full((240, 320, 3), self.colour, np.uint8)
         for output in self.images.values():
-            output.publish(image_of(picture, "rgb8", Header()))
+            output.publish(image_message(picture, "rgb8", Header()))
         values = {"episode": self.number, "elapsed_s": 0.05 * self.ticks, "cube_height_m": 0.01}
         self.episode.publish(
             DiagnosticStatus(

@@ -1,7 +1,7 @@
 """Every node gives back what it made when it is cleaned up, and can be configured anew.
 
 Pins: no second publisher, subscription or timer after a second configuration; a node that is inactive sends no chunks
-and no pictures.
+and no images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import pytest
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
+
+from molmoact2_ros.bringup.specs import ROOMS
 
 START_S = 30.0
 CASES = {
@@ -35,7 +37,12 @@ CASES = {
 def test_a_node_can_be_cleaned_up_and_configured_anew(name: str, tmp_path: Path) -> None:
     parameters, published, heard = CASES[name]
     arguments = ros_arguments({**parameters, "autostart": False})
-    with NodeProcess(f"molmoact2_ros.nodes.{name}_node", arguments, tmp_path / "log") as process, Companion() as other:
+    with (
+        NodeProcess(
+            f"molmoact2_ros.{ROOMS.get(f'{name}_node', 'nodes')}.{name}_node", arguments, tmp_path / "log"
+        ) as process,
+        Companion() as other,
+    ):
 
         def counts() -> tuple[list[int], list[int]]:
             return (

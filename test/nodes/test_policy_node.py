@@ -19,8 +19,8 @@ from policy_cell import START_S, Cell, arguments, settled
 from ros_process import Companion, NodeProcess, wait_until
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.nodes.node_base import RELIABLE
-from molmoact2_ros.nodes.policy_messages import nanoseconds
+from molmoact2_ros.nodes.ros.messages import nanoseconds
+from molmoact2_ros.nodes.ros.node_base import RELIABLE
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_chunk_and_depth_carry_the_oldest_observation(running: tuple[NodeProcess
     assert {nanoseconds(image.header.stamp) for image in cell.codes} <= {
         nanoseconds(c.header.stamp) for c in cell.chunks
     }
-    assert newest_grid(cell) == {0}, "an unchanged picture re-predicts no cell"
+    assert newest_grid(cell) == {0}, "an unchanged image re-predicts no cell"
 
 
 def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]) -> None:
@@ -83,7 +83,7 @@ def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]
     settled(cell, "chunks")
     wait_until(lambda: int(cell.status.get("chunks", 0)) > 0, "diagnostics with counts")
     for key in ("latency_ms", "preprocess_ms", "vision_ms", "prefill_ms", "depth_ms", "flow_ms", "input_age_ms"):
-        # A picture that is the last one to the bit is not encoded again, so vision may cost nothing.
+        # An image that is the last one to the bit is not encoded again, so vision may cost nothing.
         assert float(cell.status[key]) > 0.0 or key == "vision_ms", key
     assert int(cell.status["forwards"]) >= 1
 

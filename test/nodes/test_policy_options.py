@@ -14,9 +14,9 @@ from policy_cell import START_S, Cell, arguments, settled
 from ros_process import Companion, NodeProcess, wait_until
 from small_checkpoints import make_checkpoint
 
-from molmoact2_ros.nodes.policy_messages import nanoseconds
-from molmoact2_ros.nodes.policy_parameters import PARAMETERS, fast_options
-from molmoact2_ros.policy import FastOptions
+from molmoact2_ros.nodes.ros.messages import nanoseconds
+from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, inference_options
+from molmoact2_ros.policy import InferenceOptions
 
 OPTIONS = {
     "rtc.enabled": "true",
@@ -65,7 +65,7 @@ def test_chunks_are_guided_by_the_last_one(running: Cell) -> None:
 def test_a_fixed_rate_asks_on_its_beat(running: Cell) -> None:
     settled(running, "chunks")
     stamps = np.array([nanoseconds(chunk.header.stamp) for chunk in running.chunks]) / 1e9
-    # Far more pictures came; a busy machine may lose beats, but never gains any.
+    # Far more images came; a busy machine may lose beats, but never gains any.
     assert np.sum(np.diff(stamps) < 0.15) <= 1, np.diff(stamps)
 
 
@@ -79,12 +79,12 @@ def test_every_parameter_says_what_it_is() -> None:
 
 def test_a_switch_is_on_off_or_left_to_the_machine() -> None:
     values: dict[str, object] = {parameter.name: parameter.default for parameter in PARAMETERS}
-    options = fast_options(values.__getitem__)
-    assert options == FastOptions(), "a node without parameters does what the policy does without options"
+    options = inference_options(values.__getitem__)
+    assert options == InferenceOptions(), "a node without parameters does what the policy does without options"
     values.update(amx="off", cuda_graphs="on", compile=True, precision="fp16")
-    options = fast_options(values.__getitem__)
+    options = inference_options(values.__getitem__)
     assert (options.amx, options.cuda_graphs, options.compile, options.precision) == ("off", True, True, "fp16")
     with pytest.raises(ValueError, match="cuda_graphs must be one of auto, on, off, got 'yes'"):
-        fast_options({**values, "cuda_graphs": "yes"}.__getitem__)
+        inference_options({**values, "cuda_graphs": "yes"}.__getitem__)
     with pytest.raises(ValueError, match="unknown precision 'fp8'; use bf16, fp16"):
-        fast_options({**values, "precision": "fp8"}.__getitem__)
+        inference_options({**values, "precision": "fp8"}.__getitem__)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from molmoact2_ros import processes
-from molmoact2_ros.bringup import NodeSpec, Options, nodes
-from molmoact2_ros.processes import Bringup, NodeEndedError, free_domain_id, node_environment
+from molmoact2_ros.bringup import processes
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.processes import NodeEndedError, ProcessGroup, free_domain_id, node_environment
+from molmoact2_ros.bringup.specs import NodeSpec, nodes
 
 TEST_DIR = Path(__file__).parents[1]
 
@@ -60,7 +61,7 @@ def test_a_node_that_ignores_every_signal_is_killed_with_its_helpers(tmp_path, m
     monkeypatch.setattr(processes, "INTERRUPT_S", 0.3)
     monkeypatch.setattr(processes, "TERMINATE_S", 0.3)
     mark = uuid.uuid4().hex
-    with Bringup([script("stubborn")], tmp_path, {**os.environ, "MOLMOACT2_TEST": mark}) as bringup:
+    with ProcessGroup([script("stubborn")], tmp_path, {**os.environ, "MOLMOACT2_TEST": mark}) as bringup:
         log = bringup.processes["script"].log
         assert eventually(lambda: "ready" in log.read_text())
         assert len(marked(mark)) == 2
@@ -68,7 +69,7 @@ def test_a_node_that_ignores_every_signal_is_killed_with_its_helpers(tmp_path, m
 
 
 def test_a_node_that_dies_ends_the_session_and_shows_its_last_words(tmp_path):
-    with Bringup([script("no_such_module")], tmp_path, os.environ) as bringup:
+    with ProcessGroup([script("no_such_module")], tmp_path, os.environ) as bringup:
         process = bringup.processes["script"]
         process.popen.wait(20.0)
         with pytest.raises(NodeEndedError, match=r"(?s)'script' ended with status 1.*No module named no_such_module"):
@@ -76,14 +77,14 @@ def test_a_node_that_dies_ends_the_session_and_shows_its_last_words(tmp_path):
 
 
 def test_a_node_that_is_not_needed_is_reported_once(tmp_path):
-    with Bringup([script("no_such_module", essential=False)], tmp_path, os.environ) as bringup:
+    with ProcessGroup([script("no_such_module", essential=False)], tmp_path, os.environ) as bringup:
         bringup.processes["script"].popen.wait(20.0)
         assert len(bringup.check()) == 1
         assert bringup.check() == []
 
 
 def test_an_orderly_node_ends_by_the_first_signal(tmp_path):
-    with Bringup([camera()], tmp_path, os.environ) as bringup:
+    with ProcessGroup([camera()], tmp_path, os.environ) as bringup:
         process = bringup.processes["camera"]
         assert eventually(lambda: "camera 'front'" in process.log.read_text())
     assert process.popen.returncode == 0
@@ -141,6 +142,6 @@ def test_a_domain_in_use_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(processes.random.SystemRandom, "shuffle", lambda self, values: None)
     first = free_domain_id()
     spec = replace(camera(), environment={"ROS_DOMAIN_ID": str(first)})
-    with Bringup([spec], tmp_path, os.environ) as bringup:
+    with ProcessGroup([spec], tmp_path, os.environ) as bringup:
         assert eventually(lambda: "camera 'front'" in bringup.processes["camera"].log.read_text())
         assert free_domain_id() != first

@@ -21,7 +21,7 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
-from molmoact2_ros.nodes.node_base import LATCHED, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, SENSOR
 from molmoact2_ros.recording.recover import recover
 
 

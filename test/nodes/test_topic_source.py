@@ -10,8 +10,8 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, Image
 
-from molmoact2_ros.cameras.source import CameraError
-from molmoact2_ros.nodes.topic_source import NEWEST_PICTURE, TopicSource, rgb_of
+from molmoact2_ros.nodes.ros.messages import rgb_from_image
+from molmoact2_ros.nodes.ros.topic_source import NEWEST_PICTURE, TopicSource
 
 RGB = np.random.default_rng(5).integers(0, 255, (4, 6, 3), np.uint8)
 
@@ -27,15 +27,15 @@ def message(encoding: str, pixels: np.ndarray, padding: int = 0) -> Image:
 @pytest.mark.parametrize("padding", [0, 5])
 def test_every_encoding_becomes_rgb(padding: int):
     alpha = np.full((4, 6, 1), 7, np.uint8)
-    assert np.array_equal(rgb_of(message("rgb8", RGB, padding)), RGB)
-    assert np.array_equal(rgb_of(message("bgr8", RGB[..., ::-1], padding)), RGB)
-    assert np.array_equal(rgb_of(message("bgra8", np.concatenate([RGB[..., ::-1], alpha], 2), padding)), RGB)
-    assert np.array_equal(rgb_of(message("rgba8", np.concatenate([RGB, alpha], 2), padding)), RGB)
+    assert np.array_equal(rgb_from_image(message("rgb8", RGB, padding)), RGB)
+    assert np.array_equal(rgb_from_image(message("bgr8", RGB[..., ::-1], padding)), RGB)
+    assert np.array_equal(rgb_from_image(message("bgra8", np.concatenate([RGB[..., ::-1], alpha], 2), padding)), RGB)
+    assert np.array_equal(rgb_from_image(message("rgba8", np.concatenate([RGB, alpha], 2), padding)), RGB)
 
 
 def test_another_encoding_is_named():
-    with pytest.raises(CameraError, match="pictures are mono16, expected one of rgb8"):
-        rgb_of(message("mono16", RGB))
+    with pytest.raises(ValueError, match="encoding is 'mono16', expected one of rgb8"):
+        rgb_from_image(message("mono16", RGB))
 
 
 def test_the_newest_picture_comes_with_its_stamp_and_optics():

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.film_node import FilmNode
-from molmoact2_ros.nodes.node_base import MolmoNode
 from molmoact2_ros.nodes.recorder_node import RecorderNode
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.sim.film_node import FilmNode
 from molmoact2_ros.nodes.visualizer_node import VisualizerNode
 
 CONFIG = Path(__file__).parents[2] / "config"

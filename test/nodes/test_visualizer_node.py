@@ -19,8 +19,8 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
 from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
-from molmoact2_ros.nodes.node_base import LATCHED, NEWEST, SENSOR
-from molmoact2_ros.nodes.visual_messages import image_of, stamp_of
+from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.rendering.depth import CODEBOOK_FILE
 
 START = np.array([0.1, -0.6, 0.6, 1.0, 0.0, 0.6])
@@ -74,7 +74,7 @@ class Robot:
         self.chunks.publish(message)
 
     def send_codes(self, codes: np.ndarray) -> None:
-        self.codes.publish(image_of(codes.astype(np.uint8), "mono8", self.header()))
+        self.codes.publish(image_message(codes.astype(np.uint8), "mono8", self.header()))
 
     def tick(self) -> None:
         self.joints.publish(
@@ -82,20 +82,20 @@ class Robot:
         )
         for camera, output in self.images.items():
             picture = np.full((240, 320, 3), 60, np.uint8)
-            output.publish(image_of(picture, "rgb8", self.header(f"{camera}_optical_frame")))
+            output.publish(image_message(picture, "rgb8", self.header(f"{camera}_optical_frame")))
 
     def tick_with_chunk(self) -> None:
         self.tick()
         self.send_chunk(ROWS)
 
 
-def picture_of(message: Image) -> np.ndarray:
+def image_of(message: Image) -> np.ndarray:
     return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
 
 
 def colourful(message: Image) -> int:
-    """Pixels of a grey picture that were drawn in colour, above the legend."""
-    return int((np.ptp(picture_of(message)[:-44].astype(int), axis=2) > 60).sum())
+    """Pixels of a grey image that were drawn in colour, above the legend."""
+    return int((np.ptp(image_of(message)[:-44].astype(int), axis=2) > 60).sum())
 
 
 def test_chunk_becomes_path_markers_and_overlays(robot: Companion, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_chunk_becomes_path_markers_and_overlays(robot: Companion, tmp_path: Pat
             wait_until(
                 lambda o=overlays: colourful(o[-1]) > 50, "the path is in the overlay", meanwhile=rest.tick_with_chunk
             )
-            assert picture_of(overlays[-1]).shape == (480, 640, 3)
+            assert image_of(overlays[-1]).shape == (480, 640, 3)
         assert rest.overlays["front"][-1].header.frame_id == "front_optical_frame"
 
 
@@ -178,7 +178,7 @@ def test_garbage_is_reported_and_survived(robot: Companion, tmp_path: Path) -> N
             rest.overlays["front"].clear()
             wait_until(lambda: len(rest.overlays["front"]) > 1, "overlays go on", meanwhile=rest.tick)
             assert len(rest.paths) == shown
-        rest.updated.publish(image_of(np.zeros((2, 3), np.uint8), "mono8", rest.header()))
+        rest.updated.publish(image_message(np.zeros((2, 3), np.uint8), "mono8", rest.header()))
         wait_until(lambda: "updated cells not shown" in node.output, "the refusal", meanwhile=rest.tick)
         wait_until(lambda: len(rest.paths) > shown, "a good chunk is shown again", meanwhile=rest.tick_with_chunk)
         assert node.interrupt() == 0, node.output

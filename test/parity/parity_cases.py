@@ -1,4 +1,4 @@
-"""Random small models, sequences of pictures, and the reference's own answers to hold a backend against."""
+"""Random small models, sequences of images, and the reference's own answers to hold a backend against."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from small_checkpoints import ROBOT, make_checkpoint, so101_metadata
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
-from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.reference import updated_cells
+from molmoact2_ros.policy.staged_model import InferenceOptions, StagedModel
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Frame:
-    """One call's pictures (h, w, 3), the state in model units, and what changed since the frame before."""
+    """One call's images (h, w, 3), the state in model units, and what changed since the frame before."""
 
     images: list[np.ndarray]
     state: np.ndarray
@@ -47,7 +47,7 @@ class Expected:
 
 
 def checkpoint(directory: Path, cameras: int, metadata: dict[str, Any] | None = None, **sizes: Any) -> Checkpoint:
-    """A random checkpoint that takes `cameras` pictures; `metadata` overrides what it says about the robot."""
+    """A random checkpoint that takes `cameras` images; `metadata` overrides what it says about the robot."""
     stated = {**so101_metadata(("front", "wrist")[: min(cameras, 2)]), **(metadata or {})}
     make_checkpoint(directory, metadata=stated, **sizes)
     names = ("front", "wrist")[: min(cameras, 2)]
@@ -116,8 +116,8 @@ def action_checkpoint(directory: Path, cameras: int, tokens: int, horizon: int, 
 
 
 def frames(seed: int, cameras: int, changes: str, size: tuple[int, int] = (60, 80)) -> Iterator[Frame]:
-    """One frame a letter: n new scene, = same pictures and state, s same pictures and another state, c one corner of
-    the main picture changed, p a patch anywhere changed, w only the last camera changed, d every pixel drifts a little.
+    """One frame a letter: n new scene, = same images and state, s same images and another state, c one corner of
+    the main image changed, p a patch anywhere changed, w only the last camera changed, d every pixel drifts a little.
     """
     random = np.random.default_rng(seed)
 
@@ -187,14 +187,16 @@ def scaled(opened: Checkpoint, actions: np.ndarray) -> np.ndarray:
     return 2 * (actions - low) / (high - low) - 1
 
 
-def hold(opened: Checkpoint, sequence: Iterable[Frame], stages: OpenStages = torch_stages, **options: Any) -> FastModel:
-    """Run the reference and a model of these `stages` and `FastOptions` on `sequence`, and compare every answer.
+def hold(
+    opened: Checkpoint, sequence: Iterable[Frame], stages: OpenStages = torch_stages, **options: Any
+) -> StagedModel:
+    """Run the reference and a model of these `stages` and `InferenceOptions` on `sequence`, and compare every answer.
 
     Returns the model for what else a test wants to see.
     """
     said: list[str] = []
     reference = Reference(opened)
-    ours = FastModel(opened, CPU, torch.float32, said.append, FastOptions(**options), stages)
+    ours = StagedModel(opened, CPU, torch.float32, said.append, InferenceOptions(**options), stages)
     adaptive = options.get("depth_mode", "adaptive") == "adaptive"
     theirs_cache = our_cache = None
     for index, frame in enumerate(sequence):

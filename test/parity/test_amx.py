@@ -20,7 +20,7 @@ from parity_cases import CPU, checkpoint, frames, hold
 from molmoact2_ros.policy.backends import amx
 from molmoact2_ros.policy.backends.opening import open_stages
 from molmoact2_ros.policy.checkpoint import Checkpoint
-from molmoact2_ros.policy.options import FastOptions
+from molmoact2_ros.policy.options import InferenceOptions
 from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL, as on ARM")
@@ -109,10 +109,10 @@ def test_layers_are_exchanged_only_where_there_is_a_matrix_unit(
     opened = stored_in_half(checkpoint(tmp_path, 1))
     monkeypatch.setattr(amx, "LEAST_WEIGHTS", 0)
     for reason, options, expected, line in [
-        ("", FastOptions(), amx.PieceLinear, ""),
-        ("", FastOptions(amx="off"), torch.nn.Linear, ""),
-        ("no such unit", FastOptions(), torch.nn.Linear, ""),
-        ("no such unit", FastOptions(amx="high"), torch.nn.Linear, "no products on AMX: no such unit"),
+        ("", InferenceOptions(), amx.PieceLinear, ""),
+        ("", InferenceOptions(amx="off"), torch.nn.Linear, ""),
+        ("no such unit", InferenceOptions(), torch.nn.Linear, ""),
+        ("no such unit", InferenceOptions(amx="high"), torch.nn.Linear, "no products on AMX: no such unit"),
     ]:
         monkeypatch.setattr(amx, "reason_against", lambda reason=reason: reason)
         said: list[str] = []

@@ -23,10 +23,10 @@ from small_checkpoints import ROBOT
 
 from molmoact2_ros.policy import Checkpoint, CheckpointError, Observation, open_checkpoint, open_policy
 from molmoact2_ros.policy.discrete import OWN_TOKENIZER, FastTokenizer, open_action_tokenizer
-from molmoact2_ros.policy.fast_model import FastModel
 from molmoact2_ros.policy.interface import UnendedSequenceError
-from molmoact2_ros.policy.options import FastOptions
+from molmoact2_ros.policy.options import InferenceOptions
 from molmoact2_ros.policy.rtc import RTCOptions
+from molmoact2_ros.policy.staged_model import StagedModel
 
 HORIZON, DOF, ACTIONS = 6, 6, 400
 SECOND = 1_000_000_000
@@ -66,7 +66,7 @@ def spoken(theirs: UniversalActionProcessor) -> list[list[int]]:
 
 
 def speaking(model: Any, sequences: list[list[int]], seed: int) -> None:
-    """A head that writes `<action_start>`, one of `sequences` (the picture decides), `<action_end>` and the end.
+    """A head that writes `<action_start>`, one of `sequences` (the image decides), `<action_end>` and the end.
 
     Channels of the residual stream that nothing but the embeddings write tell which token came last, and the rows of
     the head read them. Between cells of depth and `<depth_end>` it goes on as `end_depth_at_once` made it.
@@ -99,7 +99,7 @@ def speaking(model: Any, sequences: list[list[int]], seed: int) -> None:
 
 
 def heeding(reference: Reference, scenes: Any, tokenizer: Any, rows: list[int]) -> torch.Tensor:
-    """The head with the choice among `rows` freed of what `scenes` have in common, so that pictures differ."""
+    """The head with the choice among `rows` freed of what `scenes` have in common, so that images differ."""
     model, seen = reference.model, []
     handle = model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, -1].clone()))
     for frame in scenes:
@@ -116,10 +116,10 @@ def heeding(reference: Reference, scenes: Any, tokenizer: Any, rows: list[int]) 
 
 def both(
     directory: Path, seed: int, cameras: int, theirs: Any, **sizes: Any
-) -> tuple[Checkpoint, Reference, FastModel]:
+) -> tuple[Checkpoint, Reference, StagedModel]:
     opened = action_checkpoint(directory, cameras, ACTIONS, HORIZON, seed=seed, text_width=96, **sizes)
-    options = FastOptions(action_mode="discrete", action_tokenizer=theirs)
-    return opened, Reference(opened), FastModel(opened, CPU, torch.float32, lambda text: None, options)
+    options = InferenceOptions(action_mode="discrete", action_tokenizer=theirs)
+    return opened, Reference(opened), StagedModel(opened, CPU, torch.float32, lambda text: None, options)
 
 
 def ask(reference: Reference, frame: Any, cache: Any, tokenizer: Any, adaptive: bool = True) -> Any:
@@ -250,7 +250,7 @@ def test_every_chunk_decodes_as_the_reference_decodes_it(fast_directory: Path, t
 def test_the_policy_offers_it(tmp_path: Path, fast_directory: Path, theirs: Any) -> None:
     opened = action_checkpoint(tmp_path, 2, ACTIONS, HORIZON, seed=1, text_width=96)
     (tmp_path / OWN_TOKENIZER).symlink_to(fast_directory)
-    options = FastOptions(action_mode="discrete")
+    options = InferenceOptions(action_mode="discrete")
     policy: Any = open_policy(opened.directory, ROBOT, TAG, backend="torch", device="cpu", options=options)
     speaking(policy._model.model, spoken(theirs), seed=0)
     (frame,) = frames(1, 2, "n")
@@ -268,7 +268,7 @@ def test_the_policy_offers_it(tmp_path: Path, fast_directory: Path, theirs: Any)
 
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, fast_directory: Path) -> None:
     continuous = checkpoint(tmp_path / "continuous", 1)
-    discrete = FastOptions(action_mode="discrete", action_tokenizer=str(fast_directory))
+    discrete = InferenceOptions(action_mode="discrete", action_tokenizer=str(fast_directory))
     with pytest.raises(CheckpointError, match="the checkpoint's action_mode is 'continuous'; use action_mode cont"):
         open_policy(continuous.directory, ROBOT, TAG, backend="torch", device="cpu", options=discrete)
     with pytest.raises(ValueError, match=r"action_mode.*needs backend torch"):
@@ -281,10 +281,10 @@ def test_what_cannot_work_is_refused_by_name(tmp_path: Path, fast_directory: Pat
     with pytest.raises(CheckpointError, match="no FAST tokenizer there"):
         open_action_tokenizer(tmp_path, str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="unknown action_mode 'spoken'"):
-        FastOptions(action_mode="spoken")
+        InferenceOptions(action_mode="spoken")
     few = action_checkpoint(tmp_path / "few", 1, 16, HORIZON, seed=1)
     with pytest.raises(CheckpointError, match="the checkpoint 16 action tokens"):
-        FastModel(few, CPU, torch.float32, lambda text: None, discrete)
+        StagedModel(few, CPU, torch.float32, lambda text: None, discrete)
 
 
 @pytest.mark.parametrize("key", ["action_end_token_id", "num_action_tokens"])

@@ -1,7 +1,7 @@
 """The backend `onnxruntime`, and the graphs of fixed sizes that TensorRT and CUDA graphs get, against the reference.
 
 Pins: codes token for token and actions within 1e-4 in float32, for one to three cameras, gates and kinds of norm; that
-padding to a bracket changes no answer; that every operator of every graph is one that TensorRT documents.
+padding to a bucket changes no answer; that every operator of every graph is one that TensorRT documents.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from parity_cases import CPU, checkpoint, frames, hold
 from small_checkpoints import ROBOT
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
-from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, bracketed_stages
-from molmoact2_ros.policy.backends.build import picture_sample
+from molmoact2_ros.policy.backends.buckets import EagerRunner, ShapeBuckets, bucketed_stages
+from molmoact2_ros.policy.backends.build import image_sample
 from molmoact2_ros.policy.backends.cache import EngineCache
 from molmoact2_ros.policy.backends.captured import CompiledRunner
 from molmoact2_ros.policy.backends.export import export_graph
@@ -68,29 +68,29 @@ def test_onnxruntime_answers_like_the_reference_on_the_trained_cell(store: Engin
     hold(opened, frames(7, 2, "n=cp"), onnxruntime(opened, store))
 
 
-def small_brackets(opened: Checkpoint) -> Brackets:
-    """Brackets that this model's prompts do not fill, and windows that blocks must be cut for."""
-    return Brackets(prompt=192, tokens=256, windows=(1, 4, 24))
+def small_buckets(opened: Checkpoint) -> ShapeBuckets:
+    """ShapeBuckets that this model's prompts do not fill, and windows that blocks must be cut for."""
+    return ShapeBuckets(prompt=192, tokens=256, windows=(1, 4, 24))
 
 
-def bracketed(opened: Checkpoint, runner: Any) -> OpenStages:
-    return lambda model, dof: bracketed_stages(model, dof, small_brackets(opened), runner)
+def bucketed(opened: Checkpoint, runner: Any) -> OpenStages:
+    return lambda model, dof: bucketed_stages(model, dof, small_buckets(opened), runner)
 
 
 @pytest.mark.parametrize(("cameras", "sizes"), CASES)
 @pytest.mark.parametrize("row_cost", [0.0, 0.05])
-def test_padding_to_brackets_changes_no_answer(
+def test_padding_to_buckets_changes_no_answer(
     tmp_path: Path, cameras: int, sizes: dict[str, Any], row_cost: float
 ) -> None:
     opened = checkpoint(tmp_path, cameras, seed=cameras, **sizes)
-    hold(opened, frames(1, cameras, "n=scpw"), bracketed(opened, EagerRunner()), row_cost=row_cost)
+    hold(opened, frames(1, cameras, "n=scpw"), bucketed(opened, EagerRunner()), row_cost=row_cost)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_stages_answer_like_the_reference(tmp_path: Path, compiler: str) -> None:
     opened = checkpoint(tmp_path, 2, seed=3, num_depth_codes=16, depth_gate=True)
     said: list[str] = []
-    hold(opened, frames(1, 2, "nc"), bracketed(opened, CompiledRunner(said.append, compiler)))
+    hold(opened, frames(1, 2, "nc"), bucketed(opened, CompiledRunner(said.append, compiler)))
     assert not said, "every graph compiled"
 
 
@@ -115,7 +115,7 @@ def test_graphs_of_fixed_sizes_answer_like_the_reference_and_fit_tensorrt(
 ) -> None:
     opened = checkpoint(tmp_path / "model", cameras, seed=cameras, **sizes)
     runner = ExportingRunner(tmp_path)
-    hold(opened, frames(1, cameras, "n=c"), bracketed(opened, runner), row_cost=0.0)
+    hold(opened, frames(1, cameras, "n=c"), bucketed(opened, runner), row_cost=0.0)
     kinds = {name.split("_")[0] for name in runner.graphs}
     assert kinds == {"vision", "decoder", "context", "step"} and len(runner.graphs) >= 5
     for path in runner.graphs.values():
@@ -127,9 +127,9 @@ def test_the_graphs_of_tensorrt_in_bfloat16_have_documented_operators_only(tmp_p
     opened = checkpoint(tmp_path / "model", 1, seed=1, text_layers=2, depth_gate=True)
     model = load_model(opened.directory, opened.config, opened.tensors, CPU, torch.bfloat16)
     stages = torch_stages(model.model, 6)
-    pixels, table = picture_sample(load_processor(opened.directory))
+    pixels, table = image_sample(load_processor(opened.directory))
     names = []
-    for graph in needed_graphs(stages, Brackets(128, 192, (16,)), 1, 30, pixels, table):
+    for graph in needed_graphs(stages, ShapeBuckets(128, 192, (16,)), 1, 30, pixels, table):
         export_graph(graph, tmp_path / "graph.onnx")
         assert unsupported(tmp_path / "graph.onnx") == [], graph.name
         names.append(graph.name)

@@ -19,8 +19,7 @@ from parity_cases import CPU, Reference, checkpoint, frames, scaled
 from small_checkpoints import ROBOT, so101_metadata
 
 from molmoact2_ros.policy import Observation, open_policy
-from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, bracketed_stages
-from molmoact2_ros.policy.fast_model import FastModel
+from molmoact2_ros.policy.backends.buckets import EagerRunner, ShapeBuckets, bucketed_stages
 from molmoact2_ros.policy.rtc import (
     SCHEDULES,
     Prefix,
@@ -28,6 +27,7 @@ from molmoact2_ros.policy.rtc import (
     prefix_weights,
     resampled,
 )
+from molmoact2_ros.policy.staged_model import StagedModel
 from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.guidance import Guidance, integrate
 
@@ -250,15 +250,15 @@ def test_the_reference_cannot_be_guided() -> None:
 def test_every_backends_stages_are_guided_alike(tmp_path: Path) -> None:
     """Graphs of fixed sizes replace one step of the flow; the guidance is around it."""
     opened = checkpoint(tmp_path, 1, seed=4)
-    brackets = Brackets(prompt=256, tokens=320)
-    plain = FastModel(opened, CPU, torch.float32, lambda text: None)
-    fixed = FastModel(
+    buckets = ShapeBuckets(prompt=256, tokens=320)
+    plain = StagedModel(opened, CPU, torch.float32, lambda text: None)
+    fixed = StagedModel(
         opened,
         CPU,
         torch.float32,
         lambda text: None,
         None,
-        lambda model, dof: bracketed_stages(model, dof, brackets, EagerRunner()),
+        lambda model, dof: bucketed_stages(model, dof, buckets, EagerRunner()),
     )
     (frame,) = frames(1, 1, "n")
     rows = np.linspace(np.array(so101_metadata()["action_stats"]["q01"]), [20.0] * 6, 30).astype(np.float32)

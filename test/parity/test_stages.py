@@ -1,4 +1,4 @@
-"""The parts of the backend `torch` one by one: pictures, prompts, features and the watch over changed cells.
+"""The parts of the backend `torch` one by one: images, prompts, features and the watch over changed cells.
 
 Pins: pixels and token ids are the processor's own; a short cut that differs is not taken, and the log says so.
 """
@@ -21,10 +21,10 @@ from parity_cases import CPU, TASK, Reference, checkpoint, frames
 from small_checkpoints import ROBOT, make_checkpoint
 
 from molmoact2_ros.policy import Checkpoint, CheckpointError, Observation, open_policy
-from molmoact2_ros.policy.fast_model import FastModel, FastOptions
-from molmoact2_ros.policy.fast_policy import FastPolicy
 from molmoact2_ros.policy.loading import reference_module
 from molmoact2_ros.policy.reference import updated_cells
+from molmoact2_ros.policy.staged_model import InferenceOptions, StagedModel
+from molmoact2_ros.policy.staged_policy import StagedPolicy
 from molmoact2_ros.policy.stages import change
 from molmoact2_ros.policy.stages.decoder import TextDecoder, causal_mask
 from molmoact2_ros.policy.stages.flow import FlowStage
@@ -190,7 +190,7 @@ def test_a_picture_seen_last_time_is_not_encoded_again(reference: Reference, mon
     for frame in frames(1, 2, "n=scw"):
         answer = predict(ours, frame, cache)
         cache = answer.depth_cache
-    assert encoded == [2, 1, 1], "both at first; then the main picture alone, then the last one alone"
+    assert encoded == [2, 1, 1], "both at first; then the main image alone, then the last one alone"
 
 
 def test_a_picture_changed_in_place_is_a_new_picture(reference: Reference) -> None:
@@ -203,17 +203,17 @@ def test_a_picture_changed_in_place_is_a_new_picture(reference: Reference) -> No
     assert not np.allclose(first.actions, second.actions)
 
 
-def fast(opened: Checkpoint, **options: Any) -> FastModel:
-    return FastModel(opened, CPU, torch.float32, lambda text: None, FastOptions(**options))
+def fast(opened: Checkpoint, **options: Any) -> StagedModel:
+    return StagedModel(opened, CPU, torch.float32, lambda text: None, InferenceOptions(**options))
 
 
-def predict(model: FastModel, frame: Any, cache: Any) -> Any:
+def predict(model: StagedModel, frame: Any, cache: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     return model.predict(frame.images, TASK, frame.state, depth_cache=cache, generator=generator)
 
 
 def fading(steps: int) -> list[np.ndarray]:
-    """A picture that becomes another one so slowly that no two neighbours differ by a cell."""
+    """An image that becomes another one so slowly that no two neighbours differ by a cell."""
     (start, end) = (frame.images[0].astype(float) for frame in frames(5, 1, "nn"))
     return [(start + (end - start) * step / steps).astype(np.uint8) for step in range(steps + 1)]
 
@@ -243,7 +243,7 @@ def test_every_cell_is_refreshed_in_time(reference: Reference) -> None:
 @pytest.mark.parametrize("options", [{"depth_mode": "slow"}, {"redraft": "never"}])
 def test_unknown_options_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="unknown"):
-        FastOptions(**options)
+        InferenceOptions(**options)
 
 
 def test_both_backends_predict_the_same_from_observations(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_both_backends_predict_the_same_from_observations(tmp_path: Path) -> Non
     policies = [
         open_policy(directory, ROBOT, ROBOT.norm_tag, backend=name, device="cpu") for name in ("torch", "reference")
     ]
-    assert isinstance(policies[0], FastPolicy)
+    assert isinstance(policies[0], StagedPolicy)
     stamp = SECOND
     for index, frame in enumerate(frames(3, 2, "n=cspn")):
         if index == 4:

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from parity_cases import CPU, TASK, TOLERANCE, Reference, checkpoint, counting, frames, hold, scaled
 
 from molmoact2_ros.policy import Checkpoint, open_checkpoint
-from molmoact2_ros.policy.fast_model import FastModel, FastOptions
 from molmoact2_ros.policy.interface import UnendedSequenceError
+from molmoact2_ros.policy.staged_model import InferenceOptions, StagedModel
 
 SEQUENCE = "n=scpnwd=c"
 
 
-def fast(opened: Checkpoint, **options: Any) -> tuple[FastModel, list[str]]:
+def fast(opened: Checkpoint, **options: Any) -> tuple[StagedModel, list[str]]:
     said: list[str] = []
-    return FastModel(opened, CPU, torch.float32, said.append, FastOptions(**options)), said
+    return StagedModel(opened, CPU, torch.float32, said.append, InferenceOptions(**options)), said
 
 
 CASES: list[tuple[int, dict[str, Any]]] = [
@@ -183,7 +183,7 @@ def test_tokens_that_the_expert_does_not_see_are_left_out(tmp_path: Path) -> Non
 
 def test_half_precision_runs_and_stays_near(tmp_path: Path) -> None:
     opened = checkpoint(tmp_path, 2, seed=3, num_depth_codes=16, depth_gate=True)
-    half = FastModel(opened, CPU, torch.bfloat16, lambda text: None)
+    half = StagedModel(opened, CPU, torch.bfloat16, lambda text: None)
     whole, _ = fast(opened)
     cache = None
     for index, frame in enumerate(frames(6, 2, "n=c")):

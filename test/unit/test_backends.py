@@ -20,17 +20,18 @@ from parity_cases import CPU, checkpoint
 
 from molmoact2_ros.policy import Checkpoint
 from molmoact2_ros.policy.backends import amx
-from molmoact2_ros.policy.backends.brackets import BracketError, Brackets, EagerRunner, bracketed_stages, make_buffers
+from molmoact2_ros.policy.backends.bucket_sizes import buckets_for
+from molmoact2_ros.policy.backends.buckets import BucketError, EagerRunner, ShapeBuckets, bucketed_stages, make_buffers
 from molmoact2_ros.policy.backends.build import ParityError, as_facts, compare
 from molmoact2_ros.policy.backends.cache import EngineCache
 from molmoact2_ros.policy.backends.captured import CapturedRunner, CompiledRunner
 from molmoact2_ros.policy.backends.compiling import Request, compile_checkpoint
 from molmoact2_ros.policy.backends.graphs import Graph, Port
-from molmoact2_ros.policy.backends.opening import BackendMissingError, brackets_for, choose, open_stages
+from molmoact2_ros.policy.backends.opening import choose, open_stages
 from molmoact2_ros.policy.backends.tensorrt_engine import Engine, EngineError, EngineRunner, build_engine
 from molmoact2_ros.policy.backends.tensorrt_operators import unsupported
 from molmoact2_ros.policy.loading import load_model, load_processor
-from molmoact2_ros.policy.options import FastOptions
+from molmoact2_ros.policy.options import BackendMissingError, InferenceOptions
 from molmoact2_ros.policy.stages.stage_set import torch_stages
 
 
@@ -131,7 +132,7 @@ def test_a_graph_that_differs_is_refused() -> None:
 
 def test_cuda_graphs_without_a_gpu_fall_back_with_the_reason(opened: Checkpoint, model: Any) -> None:
     said: list[str] = []
-    stages = open_stages("torch", opened, CPU, FastOptions(cuda_graphs=True), log=said.append)(model.model, 6)
+    stages = open_stages("torch", opened, CPU, InferenceOptions(cuda_graphs=True), log=said.append)(model.model, 6)
     assert type(stages.decoder) is type(torch_stages(model.model, 6).decoder)
     assert len(said) == 1 and "no CUDA graphs: the device is cpu" in said[0]
     graph = scaling()
@@ -171,16 +172,16 @@ def test_a_graph_that_does_not_compile_runs_eagerly() -> None:
     assert len(said) == 1 and said[0].startswith("branching is not compiled")
 
 
-def test_longer_than_the_brackets_is_an_error_or_runs_without_them(model: Any) -> None:
-    brackets = Brackets(prompt=8, tokens=16, windows=(1, 4))
-    strict = bracketed_stages(model.model, 6, brackets, EagerRunner()).decoder
+def test_longer_than_the_buckets_is_an_error_or_runs_without_them(model: Any) -> None:
+    buckets = ShapeBuckets(prompt=8, tokens=16, windows=(1, 4))
+    strict = bucketed_stages(model.model, 6, buckets, EagerRunner()).decoder
     rows = torch.randn(12, strict.ln_f.weight.shape[0])
-    with pytest.raises(BracketError, match=r"may need 40 tokens.*--tokens"):
+    with pytest.raises(BucketError, match=r"may need 40 tokens.*--tokens"):
         strict.new_store(40)
-    with pytest.raises(BracketError, match="a prompt of 12 tokens"):
+    with pytest.raises(BucketError, match="a prompt of 12 tokens"):
         strict(rows, strict.new_store(16), None, 1)
     said: list[str] = []
-    loose = bracketed_stages(model.model, 6, brackets, EagerRunner(), said.append).decoder
+    loose = bucketed_stages(model.model, 6, buckets, EagerRunner(), said.append).decoder
     plain = torch_stages(model.model, 6).decoder
     with torch.inference_mode():
         expected = plain(rows, plain.new_store(40), None, 2)
@@ -189,11 +190,11 @@ def test_longer_than_the_brackets_is_an_error_or_runs_without_them(model: Any) -
     assert len(said) == 1 and "without them" in said[0]
 
 
-def test_brackets_have_room_for_the_prompt_and_a_whole_depth_sequence(opened: Checkpoint, model: Any) -> None:
+def test_buckets_have_room_for_the_prompt_and_a_whole_depth_sequence(opened: Checkpoint, model: Any) -> None:
     processor = load_processor(opened.directory)
-    usual = brackets_for(opened, model.config, processor, 0)
+    usual = buckets_for(opened, model.config, processor, 0)
     assert usual.prompt % 64 == 0 and usual.tokens % 64 == 0 and usual.tokens >= usual.prompt + 9
-    wide = brackets_for(opened, model.config, processor, 600)
+    wide = buckets_for(opened, model.config, processor, 600)
     assert wide.tokens >= 600 and wide.prompt > usual.prompt
 
 

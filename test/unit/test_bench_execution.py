@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from molmoact2_ros.benchmarking.execution_follower import follow
-from molmoact2_ros.benchmarking.execution_measures import differences, measure
-from molmoact2_ros.benchmarking.execution_players import OURS, OurPlayer, Replay, play
-from molmoact2_ros.benchmarking.execution_report import FAULTS, LOOP, TICK, assemble, fault_section
-from molmoact2_ros.benchmarking.execution_streams import DELAYS, Link, Stream, recorded, save, synthetic
+from molmoact2_ros.benchmarking.execution.follower import follow
+from molmoact2_ros.benchmarking.execution.measures import differences, measures_of
+from molmoact2_ros.benchmarking.execution.players import OURS, OurPlayer, Replay, play
+from molmoact2_ros.benchmarking.execution.report import FAULTS, LOOP, TICK, assemble, fault_section
+from molmoact2_ros.benchmarking.execution.streams import DELAYS, Link, Stream, recorded, save, synthetic
 from molmoact2_ros.embodiments import embodiment
 
 SO101 = embodiment("so101")
@@ -70,7 +70,7 @@ def test_a_step_at_a_seam_is_measured_as_what_it_is() -> None:
     stream = synthetic(SO101, "steady", 2.0, 1)
     commands = np.tile(stream.rows[0, 0], (1000, 1))
     commands[100:, 1] += 0.01
-    found = measure(play(Plays(commands, 100), stream, DELAYS[0], 3, 1))
+    found = measures_of(play(Plays(commands, 100), stream, DELAYS[0], 3, 1))
     assert found.seams == 1
     assert found.step == pytest.approx(0.01)
     assert found.velocity == pytest.approx(0.01 * 90)
@@ -88,7 +88,7 @@ def test_the_lag_of_a_player_without_opinions_is_how_late_it_is(name: str, late_
         replay = play(Plays(np.tile(stream.rows[0, 0], (10_000, 1)), 50), stream, DELAYS[2], 2, seed)
         asked = zip(replay.frames, replay.times_s - late_s, strict=True)
         replay.setpoints[:] = [plain.sampled(max(0, int(frame)), np.array([time_s]))[0] for frame, time_s in asked]
-        found.append(measure(replay).lag_s)
+        found.append(measures_of(replay).lag_s)
     assert np.median(found) == pytest.approx(late_s, abs=0.02)
 
 
@@ -122,7 +122,7 @@ def test_differences_begin_from_rest() -> None:
 
 @pytest.mark.parametrize("robot, multiple", [("so101", 3), ("franka", 16), ("yam", 8)])
 def test_ours_neither_stalls_nor_leaves_a_limit(robot: str, multiple: int) -> None:
-    found = measure(ours(synthetic(embodiment(robot), "undecided", 3.0, 1), DELAYS[2], multiple))
+    found = measures_of(ours(synthetic(embodiment(robot), "undecided", 3.0, 1), DELAYS[2], multiple))
     assert found.violations == 0
     assert found.stalls_covered == 0 and found.stall_share == 0.0
     assert found.seams > 5
@@ -130,13 +130,13 @@ def test_ours_neither_stalls_nor_leaves_a_limit(robot: str, multiple: int) -> No
 
 @pytest.mark.slow
 def test_lerobots_players_are_its_own_and_ours_has_a_tenth_of_their_jerk() -> None:
-    from molmoact2_ros.benchmarking.execution_lerobot import AGGREGATES, lerobot_players
+    from molmoact2_ros.benchmarking.execution.lerobot_players import AGGREGATES, lerobot_players
 
     stream = recorded()[0]
     players = lerobot_players(SO101, stream.rows[0, 0], 3)
     assert len(players) == 2 * (len(AGGREGATES) + 2) and set(AGGREGATES) >= {"latest_only", "weighted_average"}
-    found = {player.name: measure(play(player, stream, DELAYS[2], 3, 1)) for player in players}
-    found[OURS] = measure(ours(stream, DELAYS[2]))
+    found = {player.name: measures_of(play(player, stream, DELAYS[2], 3, 1)) for player in players}
+    found[OURS] = measures_of(ours(stream, DELAYS[2]))
     # The synchronous one waits for every chunk; the aggregate functions tell the asynchronous ones apart.
     assert found["lerobot select_action"].stall_share > 0.1
     assert found["lerobot async latest_only"].jerk > found["lerobot async conservative"].jerk

@@ -12,18 +12,20 @@ import pytest
 import torch
 from small_checkpoints import ROBOT, TINY, make_checkpoint
 
-from molmoact2_ros.benchmarking import policy, random_model
-from molmoact2_ros.benchmarking.flips import count_flips
-from molmoact2_ros.benchmarking.memory import bytes_copied, peak_bytes, start_peak
-from molmoact2_ros.benchmarking.policy import IDENTICAL, Settings, measure, measure_all, think
-from molmoact2_ros.benchmarking.policy_lanes import STAGES, Measured, Row
-from molmoact2_ros.benchmarking.policy_report import result_of, write_section
+from molmoact2_ros.benchmarking.policy import bench
+from molmoact2_ros.benchmarking.policy.bench import bench_policy, bench_policy_matrix
+from molmoact2_ros.benchmarking.policy.flips import count_flips
+from molmoact2_ros.benchmarking.policy.lanes import STAGES, Measured, Row
+from molmoact2_ros.benchmarking.policy.memory import bytes_copied, peak_bytes, start_peak
+from molmoact2_ros.benchmarking.policy.report import result_of, write_section
+from molmoact2_ros.benchmarking.policy.settings import IDENTICAL, PolicyBench, think
 from molmoact2_ros.cli import parser, run
 from molmoact2_ros.policy import open_checkpoint
 from molmoact2_ros.policy.backends import amx
-from molmoact2_ros.policy.fast_model import FastModel
 from molmoact2_ros.policy.loading import empty_model
 from molmoact2_ros.policy.reference import ReferenceModel
+from molmoact2_ros.policy.staged_model import StagedModel
+from molmoact2_ros.training import random_model
 
 CPU = torch.device("cpu")
 TASK = "pick up the red cube"
@@ -31,11 +33,11 @@ TASK = "pick up the red cube"
 
 def test_a_run_measures_every_case_and_writes_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random_model.SIZES, "small", TINY)
-    monkeypatch.setitem(policy.FLIP_FRAMES, "small", 2)
+    monkeypatch.setitem(bench.FLIP_FRAMES, "small", 2)
     page = tmp_path / "deep" / "policy.md"
     backends = ("torch", "reference")
-    settings = Settings(cameras=3, changed=0.45, repeats=1, threads=1, backends=backends)
-    written, result = measure(settings, page)
+    settings = PolicyBench(cameras=3, changed=0.45, repeats=1, threads=1, backends=backends)
+    written, result = bench_policy(settings, page)
     assert written == page
     rows = {(row["backend"], row["case"]): row for row in result["rows"]}
     case = "think, 45% changed"
@@ -57,11 +59,11 @@ def test_a_run_measures_every_case_and_writes_its_section(tmp_path: Path, monkey
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL, as on ARM")
 def test_products_on_the_matrix_unit_are_held_against_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random_model.SIZES, "small", TINY)
-    monkeypatch.setitem(policy.FLIP_FRAMES, "small", 1)
+    monkeypatch.setitem(bench.FLIP_FRAMES, "small", 1)
     monkeypatch.setattr(amx, "LEAST_WEIGHTS", 1)
     monkeypatch.setattr(amx, "reason_against", lambda: "")  # MKL multiplies bfloat16 without the unit too, slowly
-    settings = Settings(cameras=1, changed=0.1, repeats=1, threads=1, backends=("torch",))
-    _, result = measure(settings, tmp_path / "policy.md")
+    settings = PolicyBench(cameras=1, changed=0.1, repeats=1, threads=1, backends=("torch",))
+    _, result = bench_policy(settings, tmp_path / "policy.md")
     assert set(result["flips"]) == {"bfloat16", "AMX high", "AMX highest"}
     for name in ("AMX high", "AMX highest"):
         assert result["flips"][name]["differing"] == 0 and result["flips"][name]["action_error"] < 1e-4
@@ -70,9 +72,9 @@ def test_products_on_the_matrix_unit_are_held_against_float32(tmp_path: Path, mo
 
 def test_every_share_is_measured_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random_model.SIZES, "small", TINY)
-    monkeypatch.setitem(policy.FLIP_FRAMES, "small", 0)
-    settings = Settings(cameras=1, repeats=1, threads=1, backends=("torch",), chunk=10)
-    _, result = measure_all(settings, tmp_path / "policy.md")
+    monkeypatch.setitem(bench.FLIP_FRAMES, "small", 0)
+    settings = PolicyBench(cameras=1, repeats=1, threads=1, backends=("torch",), chunk=10)
+    _, result = bench_policy_matrix(settings, tmp_path / "policy.md")
     cases = [row["case"] for row in result["rows"]]
     assert cases == ["base", *(think(share) for share in (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)), IDENTICAL]
     assert [row["cells"] for row in result["rows"][1:-1]] == [0, 0, 1, 2, 4, 9]
@@ -90,11 +92,11 @@ def test_the_ratios_are_those_of_our_fastest_backend() -> None:
     rows = [
         row(name, which, best) for name, pair in times.items() for which, best in zip(("base", case), pair, strict=True)
     ]
-    result = result_of(Settings(), Measured(rows, {}))
+    result = result_of(PolicyBench(), Measured(rows, {}))
     assert (result["ours"], result["think_over_base"], result["ours_over_reference"]) == ("other", 1.2, 0.3)
     assert result["backends"]["torch"] == {"think_over_base": 1.5, "over_reference": 0.45, "base_over_reference": 0.6}
     without_depth = [entry for entry in rows if entry.case == "base"]
-    result = result_of(Settings(), Measured(without_depth, {}))
+    result = result_of(PolicyBench(), Measured(without_depth, {}))
     assert result["think_over_base"] is None and result["ours_over_reference"] == 0.5
 
 
@@ -103,7 +105,7 @@ def test_another_model_gets_its_own_section_and_the_same_one_replaces_it(tmp_pat
 
     def write(size: str, milliseconds: float) -> None:
         measured = Measured([row("torch", "base", milliseconds)], {"torch": 2 * 10**9})
-        settings = Settings(size=size, cameras=1)
+        settings = PolicyBench(size=size, cameras=1)
         write_section(page, settings, measured, result_of(settings, measured), 0.0, "CPU, float32")
 
     write("small", 11.5)
@@ -121,7 +123,7 @@ def test_another_model_gets_its_own_section_and_the_same_one_replaces_it(tmp_pat
 )
 def test_settings_that_cannot_work_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
-        Settings(**{"backends" if name == "backend" else name: value})
+        PolicyBench(**{"backends" if name == "backend" else name: value})
 
 
 def test_the_command_line_knows_it() -> None:
@@ -156,10 +158,10 @@ def test_a_model_made_where_it_runs_answers_like_the_reference(tmp_path: Path, m
     """The way of the full size, on the CPU with a tiny model: no weights in any file."""
     monkeypatch.setitem(random_model.SIZES, "full", replace(TINY, depth_gate=True))
     monkeypatch.setattr(random_model, "FULL_VOCABULARY", 0)
-    monkeypatch.setattr(policy, "_device", lambda settings: (CPU, torch.float32))
-    monkeypatch.setitem(policy.FLIP_FRAMES, "full", 1)
-    settings = Settings(size="full", changed=0.45, repeats=1, threads=1, backends=("torch", "reference"))
-    _, result = measure_all(settings, tmp_path / "page.md", cameras=(2,), chunks=(10, 15))
+    monkeypatch.setattr(bench, "_device", lambda settings: (CPU, torch.float32))
+    monkeypatch.setitem(bench.FLIP_FRAMES, "full", 1)
+    settings = PolicyBench(size="full", changed=0.45, repeats=1, threads=1, backends=("torch", "reference"))
+    _, result = bench_policy_matrix(settings, tmp_path / "page.md", cameras=(2,), chunks=(10, 15))
     assert len(result["runs"]) == 2 and result["think_over_base"] > 0
     for entry in (entry for one in result["runs"] for entry in one["rows"]):
         assert entry["other_codes"] == 0
@@ -182,11 +184,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_flips_are_counted_where_the_codes_before_are_the_same(tiny: Any) -> None:
-    whole = FastModel(tiny, CPU, torch.float32, lambda text: None)
+    whole = StagedModel(tiny, CPU, torch.float32, lambda text: None)
     state = np.full(6, 20.0)
     same = count_flips(whole, whole, state, 2, frames=2)
     assert (same.cells, same.differing, same.frames_differing, same.largest_margin) == (18, 0, 0, 0.0)
-    other = FastModel(tiny, CPU, torch.float32, lambda text: None)
+    other = StagedModel(tiny, CPU, torch.float32, lambda text: None)
     first = other.model.config.depth_token_start_id
     rows = other.model.lm_head.weight[first : first + 128]
     rows.copy_(rows.flip(0))
@@ -195,7 +197,7 @@ def test_flips_are_counted_where_the_codes_before_are_the_same(tiny: Any) -> Non
 
 
 def test_the_models_own_codes_are_what_its_logits_say(tiny: Any) -> None:
-    model = FastModel(tiny, CPU, torch.float32, lambda text: None)
+    model = StagedModel(tiny, CPU, torch.float32, lambda text: None)
     images = [np.random.default_rng(5).integers(0, 255, (60, 80, 3), dtype=np.uint8) for _ in range(2)]
     state = np.full(6, 20.0)
     codes = model.predict(images, TASK, state, depth_cache=None, generator=torch.Generator()).depth_bins
@@ -227,5 +229,5 @@ def test_copies_and_peaks_are_counted() -> None:
 
 def test_a_loaded_model_is_not_loaded_again(tiny: Any) -> None:
     first = ReferenceModel(tiny, CPU, torch.float32)
-    ours = FastModel(tiny, CPU, torch.float32, lambda text: None, loaded=first.model)
+    ours = StagedModel(tiny, CPU, torch.float32, lambda text: None, loaded=first.model)
     assert ours.model is first.model

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from molmoact2_ros.benchmarking.motion_lag import lag_s
+from molmoact2_ros.execution.motion_lag import lag_s
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.037, 0.12])

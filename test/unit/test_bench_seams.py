@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.benchmarking import redraft, rtc
+from molmoact2_ros.benchmarking.policy import redraft, rtc
 from molmoact2_ros.cli import run
 from molmoact2_ros.policy import RTCOptions, open_checkpoint
 from molmoact2_ros.policy.options import REDRAFTS

@@ -1,4 +1,4 @@
-"""Bringup: the nodes for each choice, and that what it sets, and what the config file sets, is declared by the node."""
+"""The nodes for each choice, and that what bringup sets, and what the config file sets, is declared by the node."""
 
 import ast
 from dataclasses import replace
@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from molmoact2_ros.bringup import NodeSpec, Options, StaticFrame, camera_frames, fastdds_profile, nodes, share_path
+from molmoact2_ros.bringup.frames import StaticFrame, camera_frames
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.specs import ROOMS, NodeSpec, fastdds_profile, nodes
+from molmoact2_ros.share import share_path
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[2] / "molmoact2_ros"
 ROBOTS = ("franka", "so101", "yam")
 EVERYTHING = Options(film="/tmp/film.mp4", picture="/tmp/picture.png", record="/tmp/bags")
 
@@ -32,17 +35,17 @@ def flat(section: dict, prefix: str = "") -> set[str]:
 
 def offered(executable: str) -> set[str]:
     """Parameters of a node, with those that every driver node shares or that have a module of their own."""
-    shared = declared(module_path("arm_node")) if executable.endswith("_driver_node") else set()
-    apart = module_path(executable.replace("_node", "_parameters"))
+    shared = declared(module_path("driver_node")) if executable.endswith("_driver_node") else set()
+    apart = PACKAGE / "nodes" / "ros" / f"{executable.replace('_node', '_parameters')}.py"
     shared |= declared(apart) if apart.is_file() else set()
     return declared(module_path(executable)) | shared | COMMON
 
 
 def module_path(executable: str) -> Path:
-    return ROOT / "molmoact2_ros" / "nodes" / f"{executable}.py"
+    return PACKAGE / ROOMS.get(executable, "nodes").replace(".", "/") / f"{executable}.py"
 
 
-COMMON = declared(module_path("node_base"))
+COMMON = declared(PACKAGE / "nodes" / "ros" / "node_base.py")
 
 
 def executables(options: Options) -> set[str]:
@@ -55,9 +58,9 @@ def test_each_choice_starts_its_nodes():
     assert executables(Options(policy="expert", visualize=False)) == base - {"policy", "visualizer"} | {"expert"}
     assert executables(EVERYTHING) == base | {"film", "recorder"}
     assert executables(Options(sim=False, checkpoint="a/b")) == base - {"sim", "episode"} | {"so101_driver"}
-    assert executables(Options(wire=True)) == base | {"so101_driver"}
+    assert executables(Options(emulated=True)) == base | {"so101_driver"}
     for robot in ("yam", "franka"):
-        assert f"{robot}_driver" in executables(Options(robot=robot, wire=True, policy="expert"))
+        assert f"{robot}_driver" in executables(Options(robot=robot, emulated=True, policy="expert"))
     franka = Options(robot="franka", sim=False, checkpoint="a/b")
     assert "franka_state" in executables(franka) and "franka_driver" not in executables(franka)
     assert "franka_driver" in executables(replace(franka, robot_ip="10.0.0.2"))
@@ -65,7 +68,9 @@ def test_each_choice_starts_its_nodes():
 
 
 @pytest.mark.parametrize(
-    "spec", [*nodes(EVERYTHING), *nodes(replace(EVERYTHING, policy="expert", wire=True))], ids=lambda spec: spec.name
+    "spec",
+    [*nodes(EVERYTHING), *nodes(replace(EVERYTHING, policy="expert", emulated=True))],
+    ids=lambda spec: spec.name,
 )
 def test_every_parameter_that_bringup_sets_is_declared_by_its_node(spec: NodeSpec):
     path = module_path(spec.executable)
@@ -102,7 +107,7 @@ def test_parameters_reach_the_command_line_with_their_types():
         ({"robot": "hal"}, "known robots"),
         ({"policy": "random"}, "molmoact2, expert"),
         ({"policy": "expert", "sim": False}, "simulated cell only"),
-        ({"sim": False, "wire": True}, "wire needs the simulated cell"),
+        ({"sim": False, "emulated": True}, "emulated needs the simulated cell"),
         ({"robot": "yam"}, "no trained checkpoint of the simulated yam cell.*policy expert"),
         ({"sim": False}, "needs a checkpoint on a robot"),
         ({"policy": "none"}, "episodes, and those need a policy"),

@@ -8,14 +8,16 @@ import uuid
 import numpy as np
 import pytest
 
-from molmoact2_ros.cameras.health import CameraHealth, Level, Limits, twins
-from molmoact2_ros.cameras.source import CameraError, Frame, Settings, open_source
+from molmoact2_ros.cameras.frame_link import FrameWriter
+from molmoact2_ros.cameras.health import CameraHealth, Limits, twins
+from molmoact2_ros.cameras.opening import open_source
+from molmoact2_ros.cameras.source import CameraError, CameraSettings, Frame
 from molmoact2_ros.cameras.stream import CameraStream
-from molmoact2_ros.cameras.video import FileSource, NewestFrame, fix_picture
-from molmoact2_ros.simulation.frame_link import FrameWriter
+from molmoact2_ros.cameras.video import FileSource, NewestFrame, fix_exposure
+from molmoact2_ros.diagnostics import Level
 
 SECOND = 1_000_000_000
-SETTINGS = Settings(32, 24, 30.0)
+SETTINGS = CameraSettings(32, 24, 30.0)
 LIMITS = Limits(rate_hz=10.0, width=32, height=24)
 RANDOM = np.random.default_rng(7)
 
@@ -124,15 +126,15 @@ def test_exposure_and_white_balance_are_fixed_where_asked_for_and_else_the_camer
     import cv2
 
     capture = Capture(takes=True)
-    fix_picture(capture, "/dev/video0", Settings(32, 24, 30.0, exposure=157.0, white_balance=4600.0))
+    fix_exposure(capture, "/dev/video0", CameraSettings(32, 24, 30.0, exposure=157.0, white_balance=4600.0))
     assert capture.values[cv2.CAP_PROP_AUTO_EXPOSURE] == 1 and capture.values[cv2.CAP_PROP_EXPOSURE] == 157.0
     assert capture.values[cv2.CAP_PROP_AUTO_WB] == 0 and capture.values[cv2.CAP_PROP_WB_TEMPERATURE] == 4600.0
     capture = Capture(takes=True)
-    fix_picture(capture, "/dev/video0", SETTINGS)
+    fix_exposure(capture, "/dev/video0", SETTINGS)
     assert capture.values == {cv2.CAP_PROP_AUTO_EXPOSURE: 3, cv2.CAP_PROP_AUTO_WB: 1}
     capture = Capture(takes=False)
     with pytest.raises(CameraError, match="does not take exposure 157"):
-        fix_picture(capture, "/dev/video0", Settings(32, 24, 30.0, exposure=157.0))
+        fix_exposure(capture, "/dev/video0", CameraSettings(32, 24, 30.0, exposure=157.0))
     assert capture.released
 
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.doctor.checks import CHECKS, examine
-from molmoact2_ros.doctor.finding import Cell, Finding, Level
+from molmoact2_ros.doctor.finding import Cell, Finding
 from molmoact2_ros.doctor.probe import Machine
 from molmoact2_ros.doctor.report import cell_of, main
 

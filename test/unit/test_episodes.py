@@ -2,7 +2,7 @@
 
 import pytest
 
-from molmoact2_ros.simulation.episodes import (
+from molmoact2_ros.simulation.episode_driver import (
     ARM_S,
     SECOND,
     CellReport,

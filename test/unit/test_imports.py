@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,52 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+ORDER = (
+    {"share", "diagnostics"},
+    {"embodiments"},
+    {"execution", "cameras"},
+    {"drivers", "rendering", "recording", "policy"},
+    {"simulation"},
+    {"training", "doctor"},
+    {"bringup"},
+    {"nodes"},
+    {"benchmarking"},
+    {"cli"},
+)
+"""Rooms from the ground up: a room imports those below it only. What nothing but itself may import stands on top."""
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+ROS_ROOMS = ("nodes", "bringup/launch_actions.py")
+STARTED_ONLY = {"nodes"}
+"""Rooms that are started as programs: nobody imports them, so that no process has ROS that did not ask for it."""
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+KNOWN = {module_of(path) for path in MODULES}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this package that `path` imports, at its top or later."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in KNOWN else node.module for name in full}
+    return (found & KNOWN) - {module_of(path)}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_nodes_and_bringup_know_ros(path: Path):
-    if room(path) == "nodes" or path.name in ("bringup.py", "launching.py"):
+def test_only_nodes_and_launch_actions_know_ros(path: Path):
+    if str(path.relative_to(PACKAGE)).startswith(ROS_ROOMS):
         return
     found = {name for name in roots(path) if name in ROS or name.endswith(MESSAGES)}
     assert not found, f"{name_of(path)} imports {sorted(found)}"
@@ -61,9 +105,28 @@ def test_execution_and_embodiments_load_nothing_heavy(path: Path):
     assert not roots(path) & HEAVY
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room(p) != "nodes"], ids=name_of)
-def test_no_room_reaches_up_into_the_nodes(path: Path):
-    assert not {name for name in imports(path) if name.startswith("molmoact2_ros.nodes")}
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_room_reaches_up(path: Path):
+    own = room_of(module_of(path))
+    others = {module for module in imported_modules(path) if room_of(module) not in ("", own)}
+    if not own:
+        assert not others
+    wrong = {module for module in others if FLOOR[room_of(module)] >= FLOOR[own] or room_of(module) in STARTED_ONLY}
+    assert not wrong, f"{name_of(path)} imports {sorted(wrong)}"
+
+
+def test_every_room_has_its_floor():
+    assert {room_of(module) for module in KNOWN} - {""} == set(FLOOR)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = TopologicalSorter({module_of(path): imported_modules(path) for path in MODULES})
+    graph.prepare()  # raises CycleError with the circle in it
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "ros"], ids=name_of)
+def test_what_nodes_share_imports_no_node(path: Path):
+    assert not {module for module in imported_modules(path) if module.endswith("_node")}
 
 
 LIGHT = {

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from molmoact2_ros.bringup import Options, nodes
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +62,9 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> Any:
             setattr(stand_in, name, type(name, (Kept,), {}))
         monkeypatch.setitem(sys.modules, module, stand_in)
     monkeypatch.setattr(sys.modules["launch.substitutions"], "LaunchConfiguration", LaunchConfiguration, raising=False)
-    monkeypatch.delitem(sys.modules, "molmoact2_ros.launching", raising=False)
-    yield importlib.import_module("molmoact2_ros.launching")
-    sys.modules.pop("molmoact2_ros.launching", None)
+    monkeypatch.delitem(sys.modules, "molmoact2_ros.bringup.launch_actions", raising=False)
+    yield importlib.import_module("molmoact2_ros.bringup.launch_actions")
+    sys.modules.pop("molmoact2_ros.bringup.launch_actions", None)
 
 
 def launched(description: Any, **given: str) -> SimpleNamespace:
@@ -89,7 +90,7 @@ def from_file(name: str) -> Any:
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_a_robot_shows_its_arguments_with_words_and_choices(launching: Any, robot: str) -> None:
     shown = launched(from_file(robot), policy="expert").arguments
-    expected = {"sim", "wire", "checkpoint", "task", "namespace", "rviz", "record", "use_sim_time", "serials"}
+    expected = {"sim", "emulated", "checkpoint", "task", "namespace", "rviz", "record", "use_sim_time", "serials"}
     expected.add({"franka": "robot_ip"}.get(robot, "ports"))
     assert expected <= set(shown)
     assert all(kwargs["description"].endswith(".") for kwargs in shown.values())

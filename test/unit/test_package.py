@@ -54,7 +54,7 @@ def test_package_xml_names_every_message_package_that_the_nodes_import():
 
     depends = {depend.name for depend in parse_package(str(ROOT / "package.xml")).exec_depends}
     used = set()
-    for path in (ROOT / "molmoact2_ros" / "nodes").glob("*.py"):
+    for path in (ROOT / "molmoact2_ros" / "nodes").rglob("*.py"):
         for line in path.read_text().splitlines():
             words = line.split()
             if words[:1] in (["from"], ["import"]):
@@ -71,12 +71,13 @@ def test_every_console_script_has_its_function_and_its_executable_for_ros2_run(s
     assert spec is not None and spec.origin is not None, f"{module} does not exist"
     text = Path(spec.origin).read_text()
     assert f"\n{function} = main_of(" in text or f"\ndef {function}(" in text
-    executable = ROOT / "scripts" / script
-    assert os.access(executable, os.X_OK)
+    executable = Path(sys.prefix) / "lib" / "molmoact2_ros" / script
+    assert os.access(executable, os.X_OK), "run make setup"
 
 
 def test_nothing_else_is_offered_to_ros2_run():
-    assert {path.name for path in (ROOT / "scripts").iterdir()} == set(console_scripts())
+    found = {path.name for path in (Path(sys.prefix) / "lib" / "molmoact2_ros").iterdir() if path.exists()}
+    assert found == set(console_scripts())
 
 
 @pytest.mark.slow

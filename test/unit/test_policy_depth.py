@@ -1,6 +1,6 @@
 """What keeps depth and what drops it, through the policy that the node opens (backend torch).
 
-Pins: a reset, another task, another picture size and a gap in time predict every cell anew; the gap, drift-safe
+Pins: a reset, another task, another image size and a gap in time predict every cell anew; the gap, drift-safe
 comparison and refreshes are what the options say; the mask and the forwards are part of the prediction.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.policy import FastOptions, Observation, Policy, Prediction, open_policy
+from molmoact2_ros.policy import InferenceOptions, Observation, Policy, Prediction, open_policy
 
 SECOND = 1_000_000_000
 TAG = ROBOT.norm_tag
@@ -32,7 +32,7 @@ def opened(directory: Path, said: list[str] | None = None, max_gap_s: float = 2.
         TAG,
         backend="torch",
         device="cpu",
-        options=FastOptions(**options),
+        options=InferenceOptions(**options),
         max_gap_s=max_gap_s,
         log=log,
     )

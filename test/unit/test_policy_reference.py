@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(directory: Path) -> ReferencePolicy:
-    policy = open_policy(directory, ROBOT, TAG, device="cpu", threads=1)
+    policy = open_policy(directory, ROBOT, TAG, backend="reference", device="cpu", threads=1)
     assert isinstance(policy, ReferencePolicy)
     return policy
 
@@ -98,7 +98,7 @@ def test_predictions_equal_the_references(tmp_path: Path, options: dict[str, Any
     changed = first.copy()
     changed[:20, :20] = 255 - changed[:20, :20]
     frames = [observe(image, SECOND + i * 100_000_000) for i, image in enumerate((first, first, changed))]
-    policy = open_policy(directory, ROBOT, TAG, device="cpu", threads=1, seed=7)
+    policy = open_policy(directory, ROBOT, TAG, backend="reference", device="cpu", threads=1, seed=7)
     expected = reference_answers(directory, frames, seed=7)
     updated = []
     for frame, answer in zip(frames, expected, strict=True):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from molmoact2_ros.cameras.clock_map import ClockMap
+from molmoact2_ros.cameras.opening import open_source
 from molmoact2_ros.cameras.realsense import RealSenseSource, _package
-from molmoact2_ros.cameras.source import Settings, open_source
+from molmoact2_ros.cameras.source import CameraSettings
 
 pytestmark = pytest.mark.realtime
 WIDTH, HEIGHT, FRAMES, PERIOD_MS = 64, 48, 20, 33.3
@@ -18,7 +19,7 @@ MS = 1_000_000
 
 
 def record(path: Path) -> None:
-    """Record `FRAMES` pictures of grey 5 i with depth 1000 + i mm, stamped by a hardware clock."""
+    """Record `FRAMES` images of grey 5 i with depth 1000 + i mm, stamped by a hardware clock."""
     rs = _package()
     device = rs.software_device()
     optics = rs.intrinsics()
@@ -76,11 +77,11 @@ def played(source: RealSenseSource) -> list:
 
 
 def test_pictures_come_as_rgb_in_order_with_the_cameras_own_optics(recording: str):
-    frames = played(open_source(f"realsense:{recording}", Settings(WIDTH, HEIGHT, 30.0)))
+    frames = played(open_source(f"realsense:{recording}", CameraSettings(WIDTH, HEIGHT, 30.0)))
     greys = [int(frame.rgb[0, 0, 0]) for frame in frames]
     assert len(frames) > FRAMES // 2, greys
     assert all(frame.rgb.shape == (HEIGHT, WIDTH, 3) and frame.depth is None for frame in frames)
-    assert greys == sorted(set(greys)), "a picture came twice or out of order"
+    assert greys == sorted(set(greys)), "an image came twice or out of order"
     optics = frames[0].intrinsics
     assert (optics.width, optics.height, optics.model) == (WIDTH, HEIGHT, "plumb_bob")
     assert optics.k == pytest.approx((60, 0, 32, 0, 61, 24, 0, 0, 1)) and optics.d[0] == pytest.approx(0.1)
@@ -88,7 +89,7 @@ def test_pictures_come_as_rgb_in_order_with_the_cameras_own_optics(recording: st
 
 def test_stamps_keep_the_hardwares_spacing_in_ros_time(recording: str):
     before = time.time_ns()
-    frames = played(open_source(f"realsense:{recording}", Settings(WIDTH, HEIGHT, 30.0)))
+    frames = played(open_source(f"realsense:{recording}", CameraSettings(WIDTH, HEIGHT, 30.0)))
     numbers = np.array([frame.rgb[0, 0, 0] / 5 for frame in frames])
     stamps = np.array([frame.stamp_ns for frame in frames])
     assert before < stamps[0] < time.time_ns()
@@ -97,13 +98,13 @@ def test_stamps_keep_the_hardwares_spacing_in_ros_time(recording: str):
 
 
 def test_depth_comes_with_its_picture_in_m(recording: str):
-    frames = played(open_source(f"realsense:{recording}", Settings(WIDTH, HEIGHT, 30.0, depth=True)))
+    frames = played(open_source(f"realsense:{recording}", CameraSettings(WIDTH, HEIGHT, 30.0, depth=True)))
     assert frames
     for frame in frames:
         assert frame.depth.shape == (HEIGHT, WIDTH) and frame.depth.dtype == np.float32
         known = frame.depth[frame.depth > 0.0]  # aligning draws each pixel again and may leave holes
         assert len(known) > 0.5 * frame.depth.size
-        # The pair may be of neighbouring pictures, never of others: their depths differ by 1 mm a picture.
+        # The pair may be of neighbouring images, never of others: their depths differ by 1 mm an image.
         assert np.all(np.abs(known - (1.0 + frame.rgb[0, 0, 0] / 5000.0)) < 0.0015)
 
 

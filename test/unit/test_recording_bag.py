@@ -20,9 +20,9 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
 from molmoact2_ros.recording.bag import Bag, StreamAudit, audit_lines
-from molmoact2_ros.recording.episodes import EpisodeRecorder, EpisodeWriter, Finished, next_episode, unfinished
+from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, EpisodeWriter, Finished, next_episode, unfinished
 from molmoact2_ros.recording.recover import recover
-from molmoact2_ros.recording.streams import HeardTwice, Hearing, Stream, streams_of
+from molmoact2_ros.recording.streams import Arrival, DuplicateFilter, Stream, streams_of
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 STRING = Stream("/so101/task", "std_msgs/msg/String", latched=True)
@@ -194,20 +194,20 @@ def test_every_episode_begins_with_the_last_latched_messages(tmp_path: Path) -> 
 
 
 def test_what_was_kept_from_before_is_recorded_but_does_not_hold_again(tmp_path: Path) -> None:
-    heard, new, late, again = HeardTwice(), Hearing.NEWEST, Hearing.LATE, Hearing.AGAIN
+    heard, new, late, again = DuplicateFilter(), Arrival.NEWEST, Arrival.LATE, Arrival.AGAIN
     came = [
         ("task", 20, 200, new),
         ("task", 10, 100, late),  # the other subscription kept it from before
         ("task", 20, 201, again),
         ("e_stop", 10, 100, new),
         ("task", 5, 300, new),  # from a publisher whose clock is behind
-        ("task", 40, 300 - HeardTwice.WAITING_NS, late),
-        ("task", 50, 299 - HeardTwice.WAITING_NS, new),  # this clock was set back
-        ("task", 60, 400 - HeardTwice.WAITING_NS, new),
+        ("task", 40, 300 - DuplicateFilter.WAITING_NS, late),
+        ("task", 50, 299 - DuplicateFilter.WAITING_NS, new),  # this clock was set back
+        ("task", 60, 400 - DuplicateFilter.WAITING_NS, new),
         ("task", 10, 999, again),
     ]
     for topic, sent, received, wanted in came:
-        assert heard.hearing(topic, sent, received) is wanted, (topic, sent, received)
+        assert heard.arrival(topic, sent, received) is wanted, (topic, sent, received)
 
     episodes, _ = recorder(tmp_path)
     episodes.put(STRING.topic, string("pick up the red cube"), 2)

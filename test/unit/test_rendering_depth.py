@@ -1,4 +1,4 @@
-"""Depth codes decode to the picture that they stand for, and a wrong or missing decoder says so."""
+"""Depth codes decode to the image that they stand for, and a wrong or missing decoder says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path in the picture is where the arm will be, and every picture is drawn from whatever is known so far."""
+"""The path in the image is where the arm will be, and every image is drawn from whatever is known so far."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 
+from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
+from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.rendering.montage import Caption, canvas_shape, montage
-from molmoact2_ros.rendering.overlay import Legend, PicturePath, overlay, ramp
-from molmoact2_ros.rendering.projection import camera_pose, load_calibrations, points_of_depth, project, tip_paths
-from molmoact2_ros.simulation.calibration import CameraCalibration, camera_calibration
+from molmoact2_ros.rendering.overlay import ImagePath, Legend, overlay, ramp
+from molmoact2_ros.rendering.projection import camera_pose, points_of_depth, project, tip_paths
 from molmoact2_ros.simulation.so101_scene import scene_xml
 
 JOINTS = np.array([0.2, -0.6, 0.6, 1.0, 0.3, 0.5])
@@ -92,17 +93,17 @@ def test_depth_points_project_back_to_their_cells() -> None:
 def test_the_path_is_drawn_where_it_projects_and_the_past_is_faded() -> None:
     pixels = np.stack([np.linspace(20, 180, 17), np.full(17, 50.0)], axis=1)
     black = np.zeros((100, 200, 3), np.uint8)
-    picture = overlay(black, (PicturePath(pixels, np.zeros(17)),), now_row=8.0, scale=1)
+    picture = overlay(black, (ImagePath(pixels, np.zeros(17)),), now_row=8.0, scale=1)
     line = picture[50].astype(int)
     assert line[30].sum() > 100 and np.ptp(line[30]) < 10, "past: faded, without colour"
     assert line[110].max() > 200 and np.ptp(line[110]) > 100, "future: full colour"
     assert picture[:35].sum() == 0 and picture[65:].sum() == 0
-    assert black.sum() == 0, "the camera's picture is left as it is"
+    assert black.sum() == 0, "the camera's image is left as it is"
 
 
 def test_rows_behind_the_camera_or_far_outside_leave_a_gap() -> None:
     pixels = np.array([[20.0, 50], [60, 50], [np.nan, np.nan], [140, 50], [1e9, 50], [180, 50]])
-    picture = overlay(np.zeros((100, 200, 3), np.uint8), (PicturePath(pixels, np.zeros(6)),), now_row=0.0, scale=1)
+    picture = overlay(np.zeros((100, 200, 3), np.uint8), (ImagePath(pixels, np.zeros(6)),), now_row=0.0, scale=1)
     assert picture[50, 40].any()
     assert not picture[50, 75:125].any()
     assert not picture[50, 150:170].any()
@@ -122,7 +123,7 @@ def test_an_open_gripper_draws_larger_dots() -> None:
     pixels = np.full((7, 2), 50.0)
 
     def area(openness: float) -> int:
-        path = PicturePath(pixels, np.full(7, openness))
+        path = ImagePath(pixels, np.full(7, openness))
         return int(overlay(np.zeros((100, 100, 3), np.uint8), (path,), 0.0, scale=1).any(axis=2).sum())
 
     assert area(1.0) > 2 * area(0.0)

@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from molmoact2_ros.cameras.cell_cameras import camera_calibration
+from molmoact2_ros.cameras.frame_link import FrameReader, FrameWriter
 from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
-from molmoact2_ros.simulation.calibration import camera_calibration
 from molmoact2_ros.simulation.cell import So101Cell
 from molmoact2_ros.simulation.expert import expert_chunk, grip_point, joints_for
-from molmoact2_ros.simulation.frame_link import FrameReader, FrameWriter
 from molmoact2_ros.simulation.runner import CellRunner
 from molmoact2_ros.simulation.scene import CellRandomisation
 from molmoact2_ros.simulation.so101_scene import TICK
@@ -204,7 +204,7 @@ def test_a_running_cell_reads_at_its_rate_resets_and_holds_when_commands_cease()
         links={"front": f"{prefix}_front"},
         on_reading=on_reading,
         clock=time.time_ns,
-        watchdog_s=0.2,
+        command_timeout_s=0.2,
     )
     try:
         runner.start()
@@ -214,7 +214,7 @@ def test_a_running_cell_reads_at_its_rate_resets_and_holds_when_commands_cease()
         runner.reset(4)
         assert readings[-1].episode.number == 4 or wait_for(lambda: readings[-1].episode.number == 4)
         runner.command(readings[-1].positions + np.array([0.5, 0, 0, 0, 0, 0]))
-        assert wait_for(lambda: runner.watchdog_holds == 1)
+        assert wait_for(lambda: runner.timeout_holds == 1)
         assert wait_for(lambda: abs(readings[-1].velocities[0]) < 0.01)
         held = readings[-1].positions[0]
         assert wait_for(lambda: len(readings) > 0 and readings[-1].stamp_ns > time.time_ns() - 50_000_000)

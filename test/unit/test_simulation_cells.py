@@ -9,9 +9,9 @@ import mujoco
 import numpy as np
 import pytest
 
+from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.rendering.projection import camera_pose, project
-from molmoact2_ros.simulation.calibration import camera_calibration, camera_names
 from molmoact2_ros.simulation.cell import Cell
 from molmoact2_ros.simulation.cells import WITH_CELL, make_cell, scene_of
 from molmoact2_ros.simulation.experts import Expert, expert_of
@@ -173,14 +173,14 @@ def test_the_cube_lies_in_the_view_of_the_first_camera(cell: Cell) -> None:
 
 @pytest.mark.parametrize(("robot", "camera"), [(robot, camera) for robot in ROBOTS for camera in camera_names(robot)])
 def test_every_camera_shows_the_cube_where_its_calibration_says(robot: str, camera: str) -> None:
-    """Wrist cameras move with their arm: the picture, the kinematics and the calibration must agree."""
+    """Wrist cameras move with their arm: the image, the kinematics and the calibration must agree."""
     still = make_cell(robot, seed=5, randomisation=STILL)
     try:
         body = embodiment(robot)
         calibration = camera_calibration(robot, camera)
         joints = still.joints()[0]
         pose = camera_pose(body, calibration, joints)
-        # On the table, on the ray through a point of the picture where no finger is.
+        # On the table, on the ray through a point of the image where no finger is.
         ray = pose[:3, :3] @ np.linalg.inv(calibration.k) @ [0.5 * calibration.width, 0.45 * calibration.height, 1.0]
         place = pose[:3, 3] + ray * (still.scene.cube_half - pose[2, 3]) / ray[2]
         for name in ("green", "blue", "yellow"):

@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from molmoact2_ros.description import VENDOR_MODELS, origin_of, robot_description, vendor_path, zero_poses
 from molmoact2_ros.embodiments import EMBODIMENTS, Embodiment, embodiment
+from molmoact2_ros.embodiments.description import VENDOR_MODELS, origin_of, robot_description, vendor_path, zero_poses
 
 FROM_URDF = ("franka", "panda", "yam")
 WITH_MODEL = sorted(name for name in EMBODIMENTS if "robotiq" not in name)

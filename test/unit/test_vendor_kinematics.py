@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from molmoact2_ros.description import VENDOR_MODELS, robot_description, vendor_path
+from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.simulation.calibration import camera_calibration
+from molmoact2_ros.embodiments.description import VENDOR_MODELS, robot_description, vendor_path
 
 pytestmark = pytest.mark.slow
 VENDOR = Path(sys.prefix) / "vendor"

@@ -72,7 +72,7 @@ def source_hash() -> str:
     files = [
         room / "graphs.py",
         room / "export.py",
-        room / "brackets.py",
+        room / "buckets.py",
         *sorted((room.parent / "stages").glob("*.py")),
     ]
     return "".join(file_hash(path)[:8] for path in files)
@@ -112,8 +112,8 @@ def is_exported(checkpoint: Checkpoint, store: EngineCache) -> bool:
     return entry is not None and all(store.find(key) is not None for key in entry.facts["keys"])
 
 
-def picture_sample(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (crops, patches, values) and pooling table (tokens, k) of one picture, for the vision graph's sizes."""
+def image_sample(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (crops, patches, values) and pooling table (tokens, k) of one image, for the vision graph's sizes."""
     import numpy as np
 
     resized = resizes(processor)
@@ -123,7 +123,7 @@ def picture_sample(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def free_graphs(stages: Stages, pixels: torch.Tensor, table: torch.Tensor) -> list[Graph]:
-    """The graphs that take any number of rows and tokens: vision for one picture, decoder, context and step."""
+    """The graphs that take any number of rows and tokens: vision for one image, decoder, context and step."""
     decoder = stages.decoder
     return [
         vision_graph(stages.vision, pixels, table),

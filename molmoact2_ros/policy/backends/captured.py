@@ -1,6 +1,6 @@
 """CUDA graphs over whole stages, and compiled torch: runners that fall back to plain torch and say why.
 
-A stage is some thousand kernel launches; replaying a captured graph is one. Buffers are fixed (`brackets.py`), so a
+A stage is some thousand kernel launches; replaying a captured graph is one. Buffers are fixed (`buckets.py`), so a
 graph is captured once. Its first replay is held against the plain run: a capture that computes something else is not
 used.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from molmoact2_ros.policy.backends.brackets import Buffers, EagerRunner, Runner
+from molmoact2_ros.policy.backends.buckets import Buffers, EagerRunner, Runner
 from molmoact2_ros.policy.backends.graphs import Graph
 
 WARM_UPS = 3

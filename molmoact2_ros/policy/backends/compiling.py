@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,25 @@ from typing import Any
 import torch
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
-from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported_all, free_graphs, picture_sample
+from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported_all, free_graphs, image_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
 from molmoact2_ros.policy.checkpoint import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.options import ENGINE_PRECISIONS
 from molmoact2_ros.policy.stages.stage_set import torch_stages
+from molmoact2_ros.share import bundled_checkpoint
 
 PRECISIONS = {"onnxruntime": ("float32",), "tensorrt": ENGINE_PRECISIONS}
 """What each backend that needs files of its own computes in; the first is its default."""
 
 TASK = "pick up the red cube"
+WriteRandom = Callable[[Path, Embodiment, str], object]
+"""Writes a small random checkpoint of a robot, for a task, into a folder; the self-test compiles it."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `molmoact2 compile` was asked for; empty values stand for defaults, `tokens` widens the brackets.
+    """What `molmoact2 compile` was asked for; empty values stand for defaults, `tokens` widens the buckets.
 
     Raises:
         ValueError: the backend needs no compiling, or does not compute in this precision.
@@ -48,7 +51,7 @@ class Request:
             raise ValueError(f"backend {self.backend!r} needs no compiling; use {' or '.join(PRECISIONS)}")
         if self.precision == "fp8":
             raise ValueError(
-                "precision fp8 needs scales measured on pictures of the cell, which this version does not take; use "
+                "precision fp8 needs scales measured on images of the cell, which this version does not take; use "
                 "bf16 or fp16"
             )
         if self.precision and self.precision not in PRECISIONS[self.backend]:
@@ -61,8 +64,11 @@ class Request:
         return self.precision or PRECISIONS[self.backend][0]
 
 
-def run_compile(request: Request) -> bool:
+def run_compile(request: Request, write_random: WriteRandom) -> bool:
     """Compile as asked, with a progress display and a table; False where a graph was refused.
+
+    Args:
+        write_random: what `self_test` compiles.
 
     Raises:
         BackendMissingError: the backend is not installed, or this machine cannot run it.
@@ -87,7 +93,7 @@ def run_compile(request: Request) -> bool:
 
         try:
             if request.self_test:
-                rows = self_test(request, robot, say)
+                rows = self_test(request, robot, say, write_random)
             else:
                 rows = compile_checkpoint(_opened(request, robot), robot, request, store, say)
         except ParityError as error:
@@ -101,9 +107,7 @@ def run_compile(request: Request) -> bool:
 
 
 def _opened(request: Request, robot: Embodiment) -> Checkpoint:
-    from molmoact2_ros.bringup import default_checkpoint
-
-    chosen = request.checkpoint or default_checkpoint(request.robot)
+    chosen = request.checkpoint or bundled_checkpoint(robot.family)
     return open_checkpoint(chosen, robot, request.norm_tag or robot.norm_tag, request.cameras or None)
 
 
@@ -122,26 +126,25 @@ def compile_checkpoint(
         return build_engines(checkpoint, robot, request.kind, request.tokens, store, say)
     model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, torch.device("cpu"), torch.float32)
     stages = torch_stages(model.model, robot.dof)
-    graphs = free_graphs(stages, *picture_sample(load_processor(checkpoint.directory)))
+    graphs = free_graphs(stages, *image_sample(load_processor(checkpoint.directory)))
     return [
         Agreement(graph.name, facts["cosine"], facts["max_error"], facts["largest"])
         for graph, _, facts in exported_all(graphs, checkpoint, store, say)
     ]
 
 
-def self_test(request: Request, robot: Embodiment, say: Say) -> list[Agreement]:
+def self_test(request: Request, robot: Embodiment, say: Say, write_random: WriteRandom) -> list[Agreement]:
     """Compile a small random model from nothing, and run whole calls of it against torch.
 
     Raises:
         ParityError: a stage, the codes or the actions differ.
     """
-    from molmoact2_ros.benchmarking.random_model import write_random_checkpoint
     from molmoact2_ros.policy.backends.trial import run_trial
 
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "model"
         directory.mkdir()
-        write_random_checkpoint(directory, "small", robot, TASK)
+        write_random(directory, robot, TASK)
         opened = open_checkpoint(directory, robot, robot.norm_tag)
         store = EngineCache(Path(scratch) / "cache", lambda text: None)
         found = compile_checkpoint(opened, robot, request, store, say)

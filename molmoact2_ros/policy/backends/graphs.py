@@ -1,7 +1,7 @@
 """The stages as graphs of plain tensors, named and shaped: what is exported, from the modules that torch itself runs.
 
 `rows` are new tokens, `past` tokens whose keys and values are known, `tokens` the language model's tokens that the
-flow sees, `crops` pictures. A graph is made for one set of these sizes; with `None` for a size it takes any.
+flow sees, `crops` images. A graph is made for one set of these sizes; with `None` for a size it takes any.
 """
 
 from __future__ import annotations

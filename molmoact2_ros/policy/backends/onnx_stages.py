@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molmoact2_ros.policy.backends.brackets import Buffers
+from molmoact2_ros.policy.backends.buckets import Buffers
 from molmoact2_ros.policy.backends.graphs import Graph, context_by_layer
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, TextDecoder
 from molmoact2_ros.policy.stages.flow import FlowStage
@@ -47,7 +47,7 @@ class Session:
 
 
 class OnnxVision(VisionStage):
-    """One picture after the other; pictures of another form than the exported one stay with torch."""
+    """One image after the other; images of another form than the exported one stay with torch."""
 
     def __init__(self, backbone: Any, graph: Graph, session: Session) -> None:
         super().__init__(backbone)

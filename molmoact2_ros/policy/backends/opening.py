@@ -11,25 +11,19 @@ from typing import Any
 import torch
 
 from molmoact2_ros.policy.backends import amx
-from molmoact2_ros.policy.backends.brackets import Brackets, EagerRunner, Runner, bracketed_stages
-from molmoact2_ros.policy.backends.build import exported_all, free_graphs, is_exported, picture_sample
+from molmoact2_ros.policy.backends.bucket_sizes import buckets_for
+from molmoact2_ros.policy.backends.buckets import EagerRunner, Runner, bucketed_stages
+from molmoact2_ros.policy.backends.build import exported_all, free_graphs, image_sample, is_exported
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
 from molmoact2_ros.policy.backends.captured import CapturedRunner, CompiledRunner
+from molmoact2_ros.policy.backends.tensorrt_build import tensorrt_stages
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.loading import load_processor
-from molmoact2_ros.policy.options import FastOptions
-from molmoact2_ros.policy.reference import prompt_text
+from molmoact2_ros.policy.options import BackendMissingError, InferenceOptions
 from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
 
-TASK = "put the red cube on the green plate beside the cup"
-"""Stands for the length of a task."""
-
 STAGED = ("torch", "onnxruntime", "tensorrt")
-"""Backends that are stages under `FastModel`."""
-
-
-class BackendMissingError(ValueError):
-    """A backend was asked for that is not installed here, or that this machine cannot run."""
+"""Backends that are stages under `StagedModel`."""
 
 
 def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> str:
@@ -58,14 +52,14 @@ def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log
 
 
 def _graphs(model: Any, dof: int, checkpoint: Checkpoint) -> list[Any]:
-    return free_graphs(torch_stages(model, dof), *picture_sample(load_processor(checkpoint.directory)))
+    return free_graphs(torch_stages(model, dof), *image_sample(load_processor(checkpoint.directory)))
 
 
 def open_stages(
     backend: str,
     checkpoint: Checkpoint,
     device: torch.device,
-    options: FastOptions | None = None,
+    options: InferenceOptions | None = None,
     store: EngineCache | None = None,
     log: Callable[[str], None] = print,
 ) -> OpenStages:
@@ -79,20 +73,18 @@ def open_stages(
         BackendMissingError: it is not installed, or this machine cannot run it.
         ValueError: unknown backend.
     """
-    kept, options = store or EngineCache(default_root(), log), options or FastOptions()
+    kept, options = store or EngineCache(default_root(), log), options or InferenceOptions()
     if backend == "torch":
         return _torch(checkpoint, device, options, log)
     if backend == "onnxruntime":
         return _onnx(checkpoint, device, kept, log)
     if backend == "tensorrt":
-        from molmoact2_ros.policy.backends.tensorrt_build import tensorrt_stages
-
         return tensorrt_stages(checkpoint, device, options.precision, kept, log)
     raise ValueError(f"backend {backend!r} has no stages; use {', '.join(STAGED)}")
 
 
 def _torch(
-    checkpoint: Checkpoint, device: torch.device, options: FastOptions, log: Callable[[str], None]
+    checkpoint: Checkpoint, device: torch.device, options: InferenceOptions, log: Callable[[str], None]
 ) -> OpenStages:
     graphs = options.cuda_graphs if options.cuda_graphs is not None else device.type == "cuda"
     if not graphs and not options.compile:
@@ -105,13 +97,13 @@ def _torch(
             if captured.reason and not options.compile:
                 return _plain(model, dof, device, options, log)
             runner = captured
-        brackets = brackets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
-        return bracketed_stages(model, dof, brackets, runner, log)
+        buckets = buckets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
+        return bucketed_stages(model, dof, buckets, runner, log)
 
     return opened
 
 
-def _plain(model: Any, dof: int, device: torch.device, options: FastOptions, log: Callable[[str], None]) -> Stages:
+def _plain(model: Any, dof: int, device: torch.device, options: InferenceOptions, log: Callable[[str], None]) -> Stages:
     """Torch's stages, with products on the CPU's matrix unit where it has one."""
     stages = torch_stages(model, dof)
     if options.amx == "off" or device.type != "cpu" or next(model.parameters()).dtype != torch.float32:
@@ -149,28 +141,6 @@ def _onnx(checkpoint: Checkpoint, device: torch.device, store: EngineCache, log:
         return onnx_stages(model, dof, graphs[0], sessions)
 
     return opened
-
-
-def brackets_for(checkpoint: Checkpoint, config: Any, processor: Any, tokens: int) -> Brackets:
-    """The brackets of a checkpoint's prompts: of a task of some words, with all cameras.
-
-    Args:
-        tokens: at least so many in all, for longer tasks; 0 for the usual room.
-    """
-    import numpy as np
-
-    width = len(checkpoint.metadata["state_stats"]["q01"])
-    depth = checkpoint.depth_side
-    text = prompt_text(
-        config, checkpoint.metadata, TASK, np.zeros(width, np.float32), len(checkpoint.cameras), depth is not None
-    )
-    pictures = [np.zeros((240, 320, 3), np.uint8)] * len(checkpoint.cameras)
-    prompt = processor(text=text, images=pictures, return_tensors="pt")["input_ids"].shape[1]
-    cells = 0 if depth is None else depth * depth
-    free = max(8, int(config.max_action_horizon or 0)) + 1
-    most = int(config.text_config.max_position_embeddings)
-    extra = max(tokens - (prompt + cells + 2 + free), 0)
-    return Brackets.around(prompt + extra, cells, free, most)
 
 
 def release(stages: Stages) -> None:

@@ -9,21 +9,22 @@ from typing import Any
 import torch
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.backends.brackets import BracketError, Brackets, bracket_graph, bracketed_stages
-from molmoact2_ros.policy.backends.build import Agreement, Say, as_facts, compare, graph_key, picture_sample
+from molmoact2_ros.policy.backends.bucket_sizes import buckets_for
+from molmoact2_ros.policy.backends.buckets import BucketError, ShapeBuckets, bucket_graph, bucketed_stages
+from molmoact2_ros.policy.backends.build import Agreement, Say, as_facts, compare, graph_key, image_sample
 from molmoact2_ros.policy.backends.cache import EngineCache
 from molmoact2_ros.policy.backends.captured import CapturedRunner
 from molmoact2_ros.policy.backends.export import export_graph
 from molmoact2_ros.policy.backends.graphs import Graph, context_graph, step_graph, vision_graph
-from molmoact2_ros.policy.backends.opening import BackendMissingError, brackets_for
 from molmoact2_ros.policy.backends.tensorrt_engine import Engine, EngineRunner, build_engine, tensorrt_module
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.loading import load_model, load_processor
+from molmoact2_ros.policy.options import BackendMissingError
 from molmoact2_ros.policy.stages.stage_set import OpenStages, Stages, torch_stages
 
 
 def in_precision(model: Any, precision: str) -> None:
-    """Bring the loaded bfloat16 `model` to `precision`: fp16 for pictures and flow only, whose values fit.
+    """Bring the loaded bfloat16 `model` to `precision`: fp16 for images and flow only, whose values fit.
 
     The text model stays bfloat16 always: its prefill overflows in fp16.
     """
@@ -33,19 +34,19 @@ def in_precision(model: Any, precision: str) -> None:
 
 
 def needed_graphs(
-    stages: Stages, brackets: Brackets, cameras: int, horizon: int, pixels: torch.Tensor, table: torch.Tensor
+    stages: Stages, buckets: ShapeBuckets, cameras: int, horizon: int, pixels: torch.Tensor, table: torch.Tensor
 ) -> list[Graph]:
-    """Every graph that calls with up to `cameras` new pictures and chunks of `horizon` rows come to."""
+    """Every graph that calls with up to `cameras` new images and chunks of `horizon` rows come to."""
     decoder = stages.decoder
     graphs = []
     for count in range(1, cameras + 1):
         tables = [torch.where(table >= 0, table + index * pixels.shape[1], table) for index in range(count)]
         graphs.append(vision_graph(stages.vision, pixels.repeat(count, 1, 1), torch.cat(tables)))
-    graphs.append(bracket_graph(decoder, brackets, brackets.prompt, False))
-    graphs += [bracket_graph(decoder, brackets, rows, True) for rows in brackets.windows]
+    graphs.append(bucket_graph(decoder, buckets, buckets.prompt, False))
+    graphs += [bucket_graph(decoder, buckets, rows, True) for rows in buckets.windows]
     width = decoder.kv_heads * decoder.head
-    graphs.append(context_graph(stages.flow, len(decoder.blocks), width, brackets.tokens))
-    graphs.append(step_graph(stages.flow, horizon, brackets.tokens))
+    graphs.append(context_graph(stages.flow, len(decoder.blocks), width, buckets.tokens))
+    graphs.append(step_graph(stages.flow, horizon, buckets.tokens))
     return graphs
 
 
@@ -69,12 +70,12 @@ def build_engines(
     model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, torch.bfloat16)
     in_precision(model.model, precision)
     processor = load_processor(checkpoint.directory)
-    brackets = brackets_for(checkpoint, model.config, processor, tokens)
-    pixels, table = picture_sample(processor)
+    buckets = buckets_for(checkpoint, model.config, processor, tokens)
+    pixels, table = image_sample(processor)
     stages = torch_stages(model.model, robot.dof)
     cameras = len(checkpoint.cameras)
     found = []
-    for graph in needed_graphs(stages, brackets, cameras, checkpoint.horizon, pixels.to(device), table.to(device)):
+    for graph in needed_graphs(stages, buckets, cameras, checkpoint.horizon, pixels.to(device), table.to(device)):
         key = engine_key(trt, checkpoint, store, graph, precision, device)
         entry = store.find(key)
         if entry is None:
@@ -119,7 +120,7 @@ def tensorrt_stages(
     def engine_of(graph: Graph) -> Engine:
         entry = store.find(engine_key(trt, checkpoint, store, graph, precision, device))
         if entry is None:
-            raise BracketError(
+            raise BucketError(
                 f"no engine {graph.name} for this checkpoint, GPU and TensorRT {trt.__version__}; run molmoact2 "
                 f"compile --backend tensorrt --precision {precision} --checkpoint {checkpoint.directory}"
             )
@@ -127,9 +128,9 @@ def tensorrt_stages(
 
     def opened(model: Any, dof: int) -> Stages:
         in_precision(model, precision)
-        brackets = brackets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
+        buckets = buckets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
         runner = CapturedRunner(EngineRunner(engine_of, device), device, log)
-        return bracketed_stages(model, dof, brackets, runner)
+        return bucketed_stages(model, dof, buckets, runner)
 
     return opened
 

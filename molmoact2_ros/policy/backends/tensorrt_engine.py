@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from molmoact2_ros.policy.backends.brackets import Buffers
+from molmoact2_ros.policy.backends.buckets import Buffers
 from molmoact2_ros.policy.backends.graphs import Graph
 
 WORKSPACE = 4 << 30
@@ -31,7 +31,7 @@ def tensorrt_module() -> Any:
     Raises:
         BackendMissingError: they are not installed, or their libraries cannot be loaded.
     """
-    from molmoact2_ros.policy.backends.opening import BackendMissingError
+    from molmoact2_ros.policy.options import BackendMissingError
 
     try:
         import tensorrt

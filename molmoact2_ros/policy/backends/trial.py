@@ -1,4 +1,4 @@
-"""Whole calls of a backend against torch on the same weights: codes and actions, on pictures that change."""
+"""Whole calls of a backend against torch on the same weights: codes and actions, on images that change."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from molmoact2_ros.policy.backends.build import Agreement, ParityError
 from molmoact2_ros.policy.backends.cache import EngineCache
 from molmoact2_ros.policy.backends.opening import open_stages
 from molmoact2_ros.policy.checkpoint import Checkpoint
-from molmoact2_ros.policy.fast_model import FastModel
-from molmoact2_ros.policy.options import FastOptions
+from molmoact2_ros.policy.options import InferenceOptions
+from molmoact2_ros.policy.staged_model import StagedModel
 
 TOLERANCE = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.1}
 """Largest error of an action in the flow's scale of -1 .. 1, by precision, with the same depth codes."""
@@ -20,7 +20,7 @@ TOLERANCE = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.1}
 def run_trial(
     checkpoint: Checkpoint, robot: Embodiment, backend: str, precision: str, store: EngineCache, task: str
 ) -> list[Agreement]:
-    """Three calls of both: a first picture, the same one, a changed one. In float32 the codes are the same, too.
+    """Three calls of both: a first image, the same one, a changed one. In float32 the codes are the same, too.
 
     Raises:
         ParityError: codes or actions differ.
@@ -31,11 +31,11 @@ def run_trial(
     def quiet(text: str) -> None:
         pass
 
-    options = FastOptions() if precision == "float32" else FastOptions(precision=precision)
-    ours = FastModel(
+    options = InferenceOptions() if precision == "float32" else InferenceOptions(precision=precision)
+    ours = StagedModel(
         checkpoint, where, kind, quiet, options, open_stages(backend, checkpoint, where, options, store, quiet)
     )
-    theirs = FastModel(checkpoint, where, kind, quiet)
+    theirs = StagedModel(checkpoint, where, kind, quiet)
     random = np.random.default_rng(0)
     first = [_scene(random) for _ in checkpoint.cameras]
     changed = [first[0].copy(), *first[1:]]

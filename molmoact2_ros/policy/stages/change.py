@@ -1,6 +1,6 @@
 """Which depth cells changed since they were predicted, decided with the reference's own arithmetic, half as often.
 
-The reference resizes both pictures at every call; here the resized patches of the last one are kept.
+The reference resizes both images at every call; here the resized patches of the last one are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from molmoact2_ros.policy.reference import CELL_PIXELS, CELL_THRESHOLD, resized_
 
 @dataclass(frozen=True)
 class SeenCells:
-    """What each cell looked like: patches float32 (side, side, values), their norms (side, side), the picture itself,
+    """What each cell looked like: patches float32 (side, side, values), their norms (side, side), the image itself,
     and how many frames ago every cell was predicted."""
 
     image: NDArray[np.uint8]
@@ -25,7 +25,7 @@ class SeenCells:
 
 
 def see(image: NDArray[np.uint8], side: int) -> SeenCells:
-    """The cells of `image` uint8 (h, w, 3) on a grid of `side` x `side`; the picture is copied."""
+    """The cells of `image` uint8 (h, w, 3) on a grid of `side` x `side`; the image is copied."""
     image = image.copy()
     size = side * CELL_PIXELS
     resized = resized_for_depth(image, size).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The first stage: pictures to uint8 patches and the task and state to token ids, equal to the reference's processor.
+"""The first stage: images to uint8 patches and the task and state to token ids, equal to the reference's processor.
 
 What depends on the task alone is done once. Each short cut is held against the processor the first time that it is
 used; where the two differ the processor does the work from then on, and the log says so.
@@ -24,12 +24,12 @@ TEMPLATES = 4
 
 @dataclass(frozen=True)
 class Template:
-    """The prompt of one task at given picture sizes.
+    """The prompt of one task at given image sizes.
 
     Attributes:
         ids: (n,) token ids, of which those in `state` are replaced at every call.
         is_image: (n,) bool, the tokens that attend to each other in both directions.
-        patches: (m,) positions that take the picture features, in order.
+        patches: (m,) positions that take the image features, in order.
         state: the span of the state tokens; empty where they could not be told apart.
         pooling: for each camera (tokens, values) which of its patches make a feature, -1 for none.
     """
@@ -81,7 +81,7 @@ class Preprocess:
         return template, self._filled(template, bins)
 
     def patches(self, images: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """The patches of each picture on the device, (crops, patches, values): uint8, or float where not resized."""
+        """The patches of each image on the device, (crops, patches, values): uint8, or float where not resized."""
         together: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             together.setdefault(image.shape, []).append(index)
@@ -140,10 +140,10 @@ class Preprocess:
         text = prompt_text(self._config, self._metadata, task, state, len(images), self._depth)
         return self._processor(text=text, images=list(images), return_tensors="pt")
 
-    # -- pictures ------------------------------------------------------------------------------------------------------
+    # -- images ------------------------------------------------------------------------------------------------------
 
     def _compare(self, shape: tuple[int, ...], image: NDArray[np.uint8]) -> None:
-        """Decide once for each size of picture whether our resizing gives the processor's pixels."""
+        """Decide once for each size of image whether our resizing gives the processor's pixels."""
         theirs = self._processor_patches(image)
         ours = self._resized(image[None])
         on_grid = torch.clamp(torch.round((theirs.float() + 1.0) * 0.5 * 255.0), 0.0, 255.0).to(torch.uint8)
@@ -169,7 +169,7 @@ class Preprocess:
 
 
 def resizes(processor: Any) -> bool:
-    """Whether pictures are resized as a whole and scaled as `VisionStage` does it, not cut into crops."""
+    """Whether images are resized as a whole and scaled as `VisionStage` does it, not cut into crops."""
     image, half = processor.image_processor, (0.5, 0.5, 0.5)
     return bool(
         image.crop_mode == "resize"
@@ -180,7 +180,7 @@ def resizes(processor: Any) -> bool:
 
 
 def _pooling_by_camera(made: Any) -> list[torch.Tensor]:
-    """The processor's pooling table, cut by picture."""
+    """The processor's pooling table, cut by image."""
     grids = made["image_grids"]
     counts = (grids[:, 0] * grids[:, 1] + grids[:, 2] * grids[:, 3]).tolist()
     return list(made["image_token_pooling"].split(counts))

@@ -1,4 +1,4 @@
-"""The vision stage: patches to picture features, one pass for all cameras, and none for a picture seen last time."""
+"""The vision stage: patches to image features, one pass for all cameras, and none for an image seen last time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from molmoact2_ros.policy.stages.decoder import MASKED
 
 @dataclass(frozen=True)
 class Seen:
-    """The last picture of a camera and its features (tokens, width)."""
+    """The last image of a camera and its features (tokens, width)."""
 
     image: NDArray[np.uint8]
     features: torch.Tensor
@@ -25,7 +25,7 @@ class Seen:
 class VisionStage(nn.Module):
     """The reference's vision backbone for several cameras.
 
-    Invariant: features belong to exactly the picture kept beside them; a picture is reused only bit for bit.
+    Invariant: features belong to exactly the image kept beside them; an image is reused only bit for bit.
     """
 
     def __init__(self, backbone: Any) -> None:
@@ -36,7 +36,7 @@ class VisionStage(nn.Module):
         self._seen: list[Seen | None] = []
 
     def forward(self, pixels: Sequence[torch.Tensor], pooling: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Features (tokens, width) of each picture; `pixels` (crops, patches, values), `pooling` (tokens, values)."""
+        """Features (tokens, width) of each image; `pixels` (crops, patches, values), `pooling` (tokens, values)."""
         shapes = {(part.shape, part.dtype) for part in pixels}
         if len(shapes) > 1:
             return [self([part], [table])[0] for part, table in zip(pixels, pooling, strict=True)]
@@ -83,7 +83,7 @@ class VisionStage(nn.Module):
         """Features of `images` (one a camera), and whether every one was seen last time.
 
         Args:
-            patches: prepares the pictures that are new.
+            patches: prepares the images that are new.
         """
         if len(self._seen) != len(images):
             self._seen = [None] * len(images)

@@ -1,0 +1,1 @@
+"""What a call of the policy costs, and what it changes."""

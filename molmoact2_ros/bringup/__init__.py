@@ -1,0 +1,1 @@
+"""Which nodes a robot needs, as launch actions or as processes."""

@@ -1,0 +1,47 @@
+"""The static frames of a robot's cameras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
+from molmoact2_ros.cameras.cell_cameras import camera_calibration
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.embodiments.kinematics import quaternion_from_rotation
+from molmoact2_ros.share import share_path
+
+
+@dataclass(frozen=True)
+class StaticFrame:
+    """A frame that never moves in its parent: `xyz` in m, `wxyz` a unit quaternion."""
+
+    parent: str
+    child: str
+    xyz: tuple[float, float, float]
+    wxyz: tuple[float, float, float, float]
+
+
+def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
+    """Where the cameras' optical frames are, by the calibration file that the config names or by the simulated cell.
+
+    A camera without a calibration has no frame.
+    """
+
+    robot = embodiment(options.robot)
+    config = yaml.safe_load(Path(options.config or share_path(f"config/{robot.family}.yaml")).read_text()) or {}
+    file = config.get("/**/visualizer", {}).get("ros__parameters", {}).get("calibration_file", "")
+    found: dict[str, CameraCalibration] = {}
+    if file:
+        found = load_calibrations(file)
+    elif options.sim:
+        found = {name: camera_calibration(robot.name, name) for name in robot.camera_names}
+    out = []
+    for name, calibration in found.items():
+        x, y, z = (float(v) for v in calibration.pose[:3, 3])
+        turn = quaternion_from_rotation(calibration.pose[:3, :3])
+        out.append(StaticFrame(calibration.mount, f"{name}_optical_frame", (x, y, z), turn))
+    return tuple(out)

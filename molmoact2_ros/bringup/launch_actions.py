@@ -1,0 +1,259 @@
+"""What the launch files share: their arguments, and the actions that start the nodes of `specs.py`.
+
+Every robot has a TF tree of its own (`<namespace>/tf`), so that several robots stand side by side: their links and
+cameras bear the same names.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from molmoact2_ros.bringup.frames import camera_frames
+from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, namespace_of
+from molmoact2_ros.bringup.specs import NodeSpec, fastdds_profile, nodes
+from molmoact2_ros.embodiments import EMBODIMENTS, embodiment
+from molmoact2_ros.embodiments.description import robot_description
+from molmoact2_ros.share import PACKAGE, share_path
+
+DEFAULTS = Options()
+QUIETER = {"episode_node": {"status_hz": 0.2}}
+"""The command line draws a live line from its status; here every one is a line on the screen."""
+TF = [("/tf", "tf"), ("/tf_static", "tf_static")]
+BOOL = ("true", "false")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A launch argument; an empty `choices` allows anything."""
+
+    name: str
+    default: str
+    description: str
+    choices: tuple[str, ...] = ()
+
+    def declared(self) -> DeclareLaunchArgument:
+        """The argument as `--show-args` shows it."""
+        limits = {"choices": list(self.choices)} if self.choices else {}
+        return DeclareLaunchArgument(self.name, default_value=self.default, description=self.description, **limits)
+
+
+def variants(family: str) -> tuple[str, ...]:
+    """Robots that a launch file serves, the plain one first."""
+    return family, *sorted(name for name, robot in EMBODIMENTS.items() if robot.family == family and name != family)
+
+
+def robot_arguments(family: str) -> tuple[Argument, ...]:
+    """Arguments of a robot's launch file."""
+    cameras = ", ".join(embodiment(family).camera_names)
+    ports = {"so101": "Serial port of the arm", "yam": "CAN channels of the left and the right arm"}.get(family)
+    hardware = (
+        [Argument("ports", "", f"{ports}, with commas between; empty: as the config file says.")] if ports else []
+    )
+    if family == "franka":
+        hardware = [Argument("robot_ip", "", "Address of the arm for this package's own driver; see driver.")]
+    return (
+        Argument("robot", family, "Which variant of the robot.", variants(family)),
+        Argument("sim", "true", "Start the simulated cell and run episodes on it; false: the robot's driver.", BOOL),
+        Argument("emulated", "false", "Simulated cell behind the emulated bus of the arm, with the real driver.", BOOL),
+        Argument("task", DEFAULTS.task, "What the robot is told in the cell; on a robot publish it on `task`."),
+        Argument("policy", DEFAULTS.policy, "Who decides; the expert knows the simulated cell only.", POLICIES),
+        Argument("checkpoint", "", "Checkpoint directory or Hugging Face id; empty: the simulated cell's own."),
+        Argument("episodes", str(DEFAULTS.episodes), "How many episodes the simulated cell runs."),
+        Argument("seed", str(DEFAULTS.seed), "Where the placements of the simulated cell come from."),
+        Argument("record", "", "Directory for one MCAP bag an episode; empty: record nothing."),
+        Argument(
+            "driver",
+            "auto",
+            "node: this package's; external: another one in this namespace, such as franka_ros2.",
+            DRIVERS,
+        ),
+        *hardware,
+        Argument("serials", "", f"Serial numbers of RealSense cameras ({cameras}), with commas between."),
+        *_COMMON,
+        Argument("visualize", "true", "Start the visualizer.", BOOL),
+        Argument("model", "true", "Start robot_state_publisher and publish where the cameras are.", BOOL),
+        Argument("rviz", "false", "Start RViz.", BOOL),
+    )
+
+
+_COMMON = (
+    Argument("namespace", "", "ROS namespace; empty: the robot's name."),
+    Argument("config", "", "Parameter file; empty: the one of this package."),
+    Argument("meshes", "false", "Show the vendor's meshes in RViz, where their package is installed.", BOOL),
+    Argument("use_sim_time", "false", "Take the time from /clock, as when a bag is played.", BOOL),
+)
+_ROBOT = Argument("robot", DEFAULTS.robot, "Which robot.", tuple(sorted(EMBODIMENTS)))
+RECORD_ARGUMENTS = (
+    _ROBOT,
+    Argument("directory", "bags", "Where the bags go: episode_0001, episode_0002, ..."),
+    Argument("autostart", "false", "Follow sim/episode; false: recorder/start and recorder/stop.", BOOL),
+    *(argument for argument in _COMMON if argument.name != "meshes"),
+)
+RVIZ_ARGUMENTS = (
+    _ROBOT,
+    Argument("sim", "true", "Cameras of the simulated cell; false: of the config's calibration file.", BOOL),
+    *_COMMON,
+)
+
+
+def options_of(values: Mapping[str, str]) -> Options:
+    """Return the bringup options for launch arguments; those that a launch file does not have keep their default.
+
+    Raises:
+        ValueError: an argument that must be a number is none.
+    """
+    given: dict[str, Any] = {}
+    for name in ("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip"):
+        if name in values:
+            given[name] = values[name]
+    for name in ("sim", "emulated", "visualize"):
+        if name in values:
+            given[name] = values[name] == "true"
+    for name in ("episodes", "seed"):
+        if name in values:
+            given[name] = int(values[name])
+    for name in ("ports", "serials"):
+        if values.get(name):
+            given[name] = tuple(part.strip() for part in values[name].split(","))
+    return Options(**given)
+
+
+def robot_launch(family: str) -> LaunchDescription:
+    """The launch description of a robot."""
+
+    def actions(values: dict[str, str]) -> list[Any]:
+        options = options_of(values)
+        found = _node_actions(nodes(options), values)
+        if "true" in (values["model"], values["rviz"]):
+            found += model_actions(options, values)
+        if values["rviz"] == "true":
+            found.append(rviz_action(options, values))
+        return found
+
+    return _description(robot_arguments(family), actions)
+
+
+def record_launch() -> LaunchDescription:
+    """The launch description of a recorder beside a robot that runs already."""
+
+    def actions(values: dict[str, str]) -> list[Any]:
+        options = replace(options_of(values), sim=False, policy="none", record=values["directory"])
+        specs = tuple(spec for spec in nodes(options) if spec.executable == "recorder_node")
+        return _node_actions(specs, values, {"autostart_recording": values["autostart"] == "true"})
+
+    return _description(RECORD_ARGUMENTS, actions)
+
+
+def rviz_launch() -> LaunchDescription:
+    """The launch description of RViz and the robot's model beside a robot that runs already."""
+
+    def actions(values: dict[str, str]) -> list[Any]:
+        options = options_of(values)
+        return [*model_actions(options, values), rviz_action(options, values)]
+
+    return _description(RVIZ_ARGUMENTS, actions)
+
+
+def model_actions(options: Options, values: Mapping[str, str]) -> list[Any]:
+    """robot_state_publisher, and the frames of the cameras."""
+    namespace, time = namespace_of(options), {"use_sim_time": values["use_sim_time"] == "true"}
+    urdf = robot_description(embodiment(options.robot), values["meshes"] == "true")
+    found = [
+        Node(
+            package="robot_state_publisher",
+            executable="robot_state_publisher",
+            namespace=namespace,
+            parameters=[{"robot_description": ParameterValue(urdf, value_type=str), **time}],
+            remappings=TF,
+        )
+    ]
+    for frame in camera_frames(options):
+        w, x, y, z = frame.wxyz
+        turn = zip(("x", "y", "z", "qx", "qy", "qz", "qw"), (*frame.xyz, x, y, z, w), strict=True)
+        found.append(
+            Node(
+                package="tf2_ros",
+                executable="static_transform_publisher",
+                name=f"{frame.child}_publisher",
+                namespace=namespace,
+                arguments=[
+                    *(part for key, value in turn for part in (f"--{key}", f"{value:.9g}")),
+                    *("--frame-id", frame.parent, "--child-frame-id", frame.child),
+                ],
+                parameters=[time],
+                remappings=TF,
+            )
+        )
+    return found
+
+
+def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
+    """RViz with the robot's view, its topics in the robot's namespace."""
+    robot, namespace = embodiment(options.robot), namespace_of(options)
+    view = share_path(f"config/{robot.family}.rviz")
+    if namespace != f"/{robot.family}" or robot.name != robot.family:
+        text = view.read_text().replace(f"/{robot.family}/", f"{namespace.rstrip('/')}/")
+        text = text.replace(embodiment(robot.family).base_link, robot.base_link)
+        view = Path(tempfile.mkdtemp(prefix="molmoact2_rviz_")) / view.name
+        view.write_text(text)
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=namespace,
+        arguments=["-d", str(view)],
+        parameters=[{"use_sim_time": values["use_sim_time"] == "true"}],
+        remappings=TF,
+    )
+
+
+def _node_actions(
+    specs: tuple[NodeSpec, ...], values: Mapping[str, str], extra: Mapping[str, Any] | None = None
+) -> list[Any]:
+    found = []
+    time = {"use_sim_time": values["use_sim_time"] == "true"}
+    for spec in specs:
+        action = Node(
+            package=PACKAGE,
+            executable=spec.executable,
+            name=spec.name,
+            namespace=spec.namespace,
+            parameters=[spec.config, {**spec.parameters, **QUIETER.get(spec.executable, {}), **time, **(extra or {})}],
+            additional_env=dict(spec.environment),
+            output="screen",
+        )
+        found.append(action)
+        if spec.essential:  # the end of the last episode, like the end of a node that is needed, ends the launch
+            end = EmitEvent(event=Shutdown(reason=f"{spec.name} has ended"))
+            found.append(RegisterEventHandler(OnProcessExit(target_action=action, on_exit=[end])))
+    return found
+
+
+def _description(arguments: tuple[Argument, ...], actions: Callable[[dict[str, str]], list[Any]]) -> LaunchDescription:
+    def start(context: LaunchContext) -> list[Any]:
+        return actions({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments})
+
+    return LaunchDescription(
+        [
+            *(argument.declared() for argument in arguments),
+            SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", str(fastdds_profile())),
+            OpaqueFunction(function=start),
+        ]
+    )

@@ -1,0 +1,103 @@
+"""One run on the simulated cell: the nodes, what the episode node says, and how it ended. Knows nothing of rclpy."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from molmoact2_ros.bringup.processes import NodeEndedError, ProcessGroup
+from molmoact2_ros.bringup.specs import NodeSpec
+
+Line = dict[str, Any]
+"""One JSON object of the episode node; `episode_node.py` says which keys each type has."""
+
+EPISODE = "episode"
+_POLL_S = 0.1
+
+
+class SessionError(RuntimeError):
+    """The run ended before its last episode; the message says why."""
+
+
+class TerminatedError(BaseException):
+    """SIGTERM or SIGHUP came: end in order. Not an Exception, so that nothing on the way swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def orderly_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into `TerminatedError` while inside, as Python turns SIGINT into KeyboardInterrupt."""
+
+    def terminate(number: int, _: object) -> None:
+        raise TerminatedError(number)
+
+    before = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A shell that starts a job in the background makes it ignore SIGINT; the user's `kill -INT` must still work.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_session(
+    specs: Iterable[NodeSpec], log_dir: Path, environment: Mapping[str, str], hear: Callable[[Line], None]
+) -> Line:
+    """Start the nodes, hand every line of the episode node to `hear`, and return its summary when all nodes have ended.
+
+    A node that ends although the session needs it ends the session; the end of any other is heard as a line of type
+    `warning` with the key `message`.
+
+    Raises:
+        SessionError: the episode node reported an error, or ended without a summary.
+        NodeEndedError: a node of the session ended.
+    """
+    with ProcessGroup(specs, log_dir, environment, piped=[EPISODE]) as bringup:
+        process = bringup.processes[EPISODE]
+        for text in _lines(process.popen.stdout, bringup, hear):
+            try:
+                line = json.loads(text)
+            except ValueError:  # something in the process wrote to standard output; it belongs into the log
+                with process.log.open("a") as log:
+                    log.write(text)
+                continue
+            if line["type"] == "summary":
+                return line
+            if line["type"] == "error":
+                raise SessionError(f"{line['error']} (logs: {log_dir})")
+            hear(line)
+        status = process.popen.wait()
+    raise SessionError(f"the episode node ended with status {status} before its last episode:\n{process.tail()}")
+
+
+def _lines(stream: Any, bringup: ProcessGroup, hear: Callable[[Line], None]) -> Iterator[str]:
+    """Yield the stream's lines until it closes, looking after the other nodes meanwhile."""
+    descriptor = stream.fileno()
+    os.set_blocking(descriptor, False)
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            ready = selector.select(_POLL_S)
+            if ready:
+                data = os.read(descriptor, 65536)
+                if not data:
+                    return
+                *complete, rest = (rest + data).split(b"\n")
+                for line in complete:
+                    yield line.decode(errors="replace") + "\n"
+            for message in bringup.check(expected=(EPISODE,)):
+                hear({"type": "warning", "message": message})
+
+
+__all__ = ["NodeEndedError", "SessionError", "TerminatedError", "orderly_signals", "run_session"]

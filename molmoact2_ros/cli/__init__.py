@@ -1,0 +1,49 @@
+"""`molmoact2`: the command line, a file a command. Loads nothing heavy before it knows what it was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from molmoact2_ros import __version__
+from molmoact2_ros.cli import bench, compile, doctor, sim, train_cell
+from molmoact2_ros.cli.arguments import FAILED, INTERRUPTED, USAGE, UsageError
+
+COMMANDS = (sim, train_cell, doctor, compile, bench)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    root = argparse.ArgumentParser(prog="molmoact2", description="MolmoAct2 in closed loop on a robot arm, over ROS 2.")
+    root.add_argument("--version", action="version", version=f"molmoact2_ros {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return root
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status. Errors are one line on standard error."""
+    arguments = parser().parse_args(argv)
+    from molmoact2_ros.bringup.session import NodeEndedError, SessionError, TerminatedError
+
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("molmoact2: interrupted; every node has ended", file=sys.stderr)
+        return INTERRUPTED
+    except TerminatedError as error:
+        print(f"molmoact2: {error}; every node has ended", file=sys.stderr)
+        return 128 + error.number
+    except (UsageError, ValueError, FileNotFoundError) as error:
+        print(f"molmoact2: {error}", file=sys.stderr)
+        return USAGE
+    except (SessionError, NodeEndedError, OSError) as error:
+        print(f"molmoact2: {error}", file=sys.stderr)
+        return FAILED
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run())

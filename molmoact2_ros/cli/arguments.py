@@ -1,0 +1,82 @@
+"""What the commands share: exit statuses, the options of a run, and what is checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from molmoact2_ros.bringup.options import Options
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+Commands = argparse._SubParsersAction
+"""Where a command adds its parser."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class UsageError(Exception):
+    """What was asked for cannot work on this machine; the message says what to do."""
+
+
+def add_run_options(command: argparse.ArgumentParser, episodes: int = 10) -> None:
+    """The options of a run on a simulated cell."""
+    add = command.add_argument
+    add("--robot", default="so101", help="which cell: so101, franka or yam (%(default)s)")
+    add("--task", default="pick up the red cube", help="what the robot is told (%(default)s)")
+    add("--episodes", type=int, default=episodes, metavar="N", help="how many (%(default)s)")
+    add("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
+    add("--policy", choices=("molmoact2", "expert"), default="molmoact2", help="who decides (%(default)s)")
+    add("--checkpoint", default="", metavar="DIR|ID", help="checkpoint directory or Hugging Face id (the cell's own)")
+    add("--emulated", action="store_true", help="the real driver on the arm's emulated bus, the cell behind it")
+    add("--episode-timeout", type=float, default=30.0, metavar="S", help="limit of one episode (%(default)s)")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="film, image and logs (%(default)s)")
+
+
+def options_from(arguments: argparse.Namespace) -> Options:
+    """Return the bringup options for the parsed `arguments` of a run.
+
+    Raises:
+        UsageError: the checkpoint is not there, or this machine cannot render.
+        ValueError: an option has a value that cannot work.
+    """
+    from molmoact2_ros.bringup.options import Options, missing_checkpoint
+
+    checkpoint = arguments.checkpoint
+    if checkpoint and Path(checkpoint).expanduser().is_dir():
+        checkpoint = str(Path(checkpoint).expanduser().resolve())
+    elif checkpoint and not _HUB_ID.fullmatch(checkpoint):
+        raise UsageError(f"{checkpoint!r} is neither a directory nor a Hugging Face id such as org/name")
+    options = Options(
+        robot=arguments.robot,
+        emulated=arguments.emulated,
+        policy=arguments.policy,
+        checkpoint=checkpoint,
+        task=arguments.task,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        episode_timeout_s=arguments.episode_timeout,
+        link_prefix=f"molmoact2_{os.getpid()}",
+    )
+    missing = missing_checkpoint(options)
+    if missing:
+        raise UsageError(missing)
+    return options
+
+
+def check_renderer() -> None:
+    """Raise UsageError where the simulated cameras cannot render."""
+    from molmoact2_ros.bringup.processes import graphics_installed
+
+    if not os.environ.get("MUJOCO_GL") and not graphics_installed():
+        raise UsageError("the simulated cameras need OpenGL: sudo apt install libegl1 libgl1-mesa-dri libopengl0")
+
+
+def shown(path: str) -> str:
+    """`path` for people: relative where it is below this folder."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

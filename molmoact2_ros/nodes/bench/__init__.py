@@ -1,0 +1,1 @@
+"""Nodes that measure: they stand in for an arm, a policy or a listener."""

@@ -1,0 +1,1 @@
+"""What the nodes share: node base, parameters, message conversion, outputs."""

@@ -1,0 +1,162 @@
+"""Grippers behind action servers: a goal when the target has changed enough, never one a tick.
+
+`gripper_command` (control_msgs/GripperCommand) and `parallel_gripper_command` (control_msgs/ParallelGripperCommand)
+take the position of the driving joint. `franka_gripper` (franka_msgs) takes widths, twice the position of the finger
+joint: opening is a Move, closing a Grasp, which holds what it finds at whatever width.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.action import ActionClient
+from sensor_msgs.msg import JointState
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.execution.gripper import GripperGoals
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+
+RETRY_NS = 1_000_000_000
+"""A goal that was refused, or for which there is no server, is tried again after this."""
+PACKAGES = {
+    "gripper_command": ("control_msgs", "GripperCommand"),
+    "parallel_gripper_command": ("control_msgs", "ParallelGripperCommand"),
+    "franka_gripper": ("franka_msgs", "Grasp", "Move"),
+}
+
+
+def action_types(output: str) -> list[Any]:
+    """The action types that a `gripper_output` needs.
+
+    Raises:
+        ValueError: their package is not installed, or lacks one of them; the message says what to install.
+    """
+    package, *names = PACKAGES[output]
+    try:
+        module = importlib.import_module(f"{package}.action")
+        return [getattr(module, name) for name in names]
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"gripper_output {output} needs {package}/action/{names[0]} ({error}): install "
+            f"ros-jazzy-{package.replace('_', '-')}, or set gripper_output to in_array"
+        ) from None
+
+
+@dataclass
+class _Gripper:
+    """One gripper: its joint, the rule for its goals, and what is under way."""
+
+    joint: str
+    rule: GripperGoals
+    clients: Sequence[ActionClient]
+    middle: float
+    handle: Any = None
+    not_before_ns: int = 0
+    told: str = ""
+
+
+class GripperActions:
+    """All grippers of the robot. `update` is called from the spinning thread, some ten times a second."""
+
+    def __init__(self, node: MolmoNode, robot: Embodiment, output: str) -> None:
+        types = action_types(output)
+        self._node, self._output = node, output
+        self._effort, self._speed = float(node.param("gripper_effort")), float(node.param("gripper_speed"))
+        names = [name for name in node.param("gripper_actions") if name]
+        self._grippers = []
+        for name, j in zip(names, robot.gripper_indices, strict=True):
+            topics = [f"{name}/grasp", f"{name}/move"] if output == "franka_gripper" else [name]
+            clients = [ActionClient(node, kind, topic) for kind, topic in zip(types, topics, strict=True)]
+            lower, upper = float(robot.limits.lower[j]), float(robot.limits.upper[j])
+            rule = GripperGoals(
+                lower,
+                upper,
+                step=float(node.param("gripper_step")),
+                interval_s=float(node.param("gripper_interval_s")),
+                # A grasp is a decision; a width in between is none.
+                binary=bool(node.param("binary_grippers")) or output == "franka_gripper",
+            )
+            self._grippers.append(_Gripper(robot.joint_names[j], rule, clients, (lower + upper) / 2.0))
+        self.goals = 0
+        """Goals sent so far."""
+
+    def begin(self, positions: Sequence[float]) -> None:
+        """Armed: the grippers are at `positions`, rad or m, and get no goal before something else is asked of them."""
+        for gripper, position in zip(self._grippers, positions, strict=True):
+            gripper.rule.begin(position)
+
+    def update(self, targets: Sequence[float], now_ns: int) -> None:
+        """Send the goals that `targets`, rad or m, are worth."""
+        for gripper, target in zip(self._grippers, targets, strict=True):
+            if now_ns < gripper.not_before_ns:
+                continue
+            goal = gripper.rule.update(float(target), now_ns)
+            if goal is not None:
+                self._send(gripper, goal, now_ns)
+
+    def cancel(self) -> None:
+        """An e-stop: what is under way is cancelled, and nobody knows where the grippers come to rest."""
+        for gripper in self._grippers:
+            gripper.rule.forget()
+            handle, gripper.handle = gripper.handle, None
+            if handle is not None:
+                handle.cancel_goal_async()
+
+    def destroy(self) -> None:
+        """Let go of the action clients; safe to call twice."""
+        for gripper in self._grippers:
+            for client in gripper.clients:
+                client.destroy()
+        self._grippers.clear()
+
+    # -- one goal -----------------------------------------------------------------------------------------------------
+
+    def _send(self, gripper: _Gripper, position: float, now_ns: int) -> None:
+        closing = position < gripper.middle
+        client = gripper.clients[0 if closing or len(gripper.clients) == 1 else 1]
+        if not client.server_is_ready():
+            self._try_again(gripper, now_ns, f"gripper {gripper.joint}: no action server {client._action_name}")
+            return
+        goal = self._goal(gripper, position, closing)
+        self.goals += 1
+        client.send_goal_async(goal).add_done_callback(self._answered(gripper, now_ns))
+
+    def _goal(self, gripper: _Gripper, position: float, closing: bool) -> Any:
+        if self._output == "gripper_command":
+            goal = gripper.clients[0]._action_type.Goal()
+            goal.command.position, goal.command.max_effort = float(position), self._effort
+            return goal
+        if self._output == "parallel_gripper_command":
+            goal = gripper.clients[0]._action_type.Goal()
+            goal.command = JointState(name=[gripper.joint], position=[float(position)])
+            if self._effort > 0.0:
+                goal.command.effort = [self._effort]
+            return goal
+        width = 2.0 * float(position)
+        goal = gripper.clients[0 if closing else 1]._action_type.Goal()
+        goal.width, goal.speed = width, self._speed
+        if closing:
+            goal.force = self._effort
+            # An object of any width is a grasp; so is none, for then the fingers meet as they were told.
+            goal.epsilon.inner = goal.epsilon.outer = 0.08
+        return goal
+
+    def _answered(self, gripper: _Gripper, now_ns: int) -> Callable[[Any], None]:
+        def answered(future: Any) -> None:
+            handle = future.result()
+            if handle is None or not handle.accepted:
+                self._try_again(gripper, now_ns, f"gripper {gripper.joint}: its action server refused the goal")
+                return
+            gripper.handle, gripper.told = handle, ""
+
+        return answered
+
+    def _try_again(self, gripper: _Gripper, now_ns: int, problem: str) -> None:
+        gripper.rule.forget()
+        gripper.not_before_ns = now_ns + RETRY_NS
+        if problem != gripper.told:
+            self._node.get_logger().error(f"{problem}; tried again every second")
+            gripper.told = problem

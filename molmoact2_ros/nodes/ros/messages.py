@@ -1,0 +1,127 @@
+"""Between ROS messages and arrays: times, images, chunks. Pure conversions; every node takes them from here."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+Array = NDArray[np.float64]
+SECOND_NS = 1_000_000_000
+CHANNELS = {"rgb8": (3, False), "bgr8": (3, True), "rgba8": (4, False), "bgra8": (4, True)}
+"""Channels of a colour encoding, and whether blue comes first."""
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+def stamp_of(time_ns: int) -> Time:
+    """The stamp of a time in ns."""
+    sec, nanosec = divmod(int(time_ns), SECOND_NS)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def duration_of(length_ns: int) -> Duration:
+    """The duration message of a length in ns."""
+    sec, nanosec = divmod(int(length_ns), SECOND_NS)
+    return Duration(sec=sec, nanosec=nanosec)
+
+
+def fill_time(message: Time | Duration, time_ns: int) -> None:
+    """Set a time or duration that is already there to `time_ns`; for messages that are filled every tick."""
+    message.sec, message.nanosec = divmod(int(time_ns), SECOND_NS)
+
+
+def nanoseconds(time: Time | Duration) -> int:
+    """A stamp or duration in ns."""
+    return int(time.sec) * SECOND_NS + int(time.nanosec)
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def byte_array(values: NDArray[Any]) -> array.array[int]:
+    """The bytes of `values` in the form that a message takes at once: a numpy array is copied value by value."""
+    out = array.array("B")
+    out.frombytes(np.ascontiguousarray(values).data.cast("B"))
+    return out
+
+
+def image_message(values: NDArray[Any], encoding: str, header: Header) -> Image:
+    """The image message of `values` (height, width) or (height, width, channels), in the encoding's own type."""
+    height, width = values.shape[:2]
+    message = Image(header=header, height=height, width=width, encoding=encoding, step=values.nbytes // height)
+    message.data = byte_array(values)
+    return message
+
+
+def rows_of(message: Image, row_bytes: int) -> NDArray[np.uint8]:
+    """The rows (height, row_bytes) of an image's data, without a copy and without padding.
+
+    Raises:
+        ValueError: the size does not fit the data.
+    """
+    height, width, step = message.height, message.width, message.step
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    if height < 1 or width < 1 or step < row_bytes or data.size != height * step:
+        raise ValueError(f"{width} x {height} pixels at {step} bytes a row do not fit {data.size} bytes of data")
+    return data.reshape(height, step)[:, :row_bytes]
+
+
+def rgb_from_image(message: Image) -> NDArray[np.uint8]:
+    """The image (height, width, 3) of a colour message; without a copy where it is rgb8.
+
+    Raises:
+        ValueError: another encoding, or a size that does not fit the data.
+    """
+    if message.encoding not in CHANNELS:
+        known = ", ".join(CHANNELS)
+        raise ValueError(f"encoding is {message.encoding!r}, expected one of {known}; set it in the camera's driver")
+    channels, reverse = CHANNELS[message.encoding]
+    pixels = rows_of(message, channels * message.width).reshape(message.height, message.width, channels)[..., :3]
+    return pixels[..., ::-1] if reverse else pixels
+
+
+def grid_from_image(message: Image) -> NDArray[np.uint8]:
+    """The cells (side, side) of a mono8 image, whatever the grid's size.
+
+    Raises:
+        ValueError: not a square mono8 image.
+    """
+    if message.encoding != "mono8" or message.height != message.width or message.height == 0:
+        raise ValueError(f"expected a square mono8 grid, got {message.width} x {message.height} {message.encoding!r}")
+    return rows_of(message, message.width)
+
+
+# -- chunks -----------------------------------------------------------------------------------------------------------
+
+
+def chunk_message(rows: Iterable[list[float]], rate_hz: float, stamp_ns: int, names: Iterable[str]) -> JointTrajectory:
+    """A chunk as a trajectory: header.stamp is the oldest observation, row i is due (i + 1) / rate later."""
+    message = JointTrajectory(joint_names=list(names))
+    message.header.stamp = stamp_of(stamp_ns)
+    for index, row in enumerate(rows):
+        due = duration_of(round((index + 1) * SECOND_NS / rate_hz))
+        message.points.append(JointTrajectoryPoint(positions=row, time_from_start=due))
+    return message
+
+
+def chunk_from_trajectory(message: JointTrajectory) -> tuple[Array, Array]:
+    """Positions (rows, joints of the message) and times (rows,) in s after the stamp.
+
+    Raises:
+        ValueError: the chunk is empty, or its rows differ in length.
+    """
+    if not message.points:
+        raise ValueError("the chunk has no rows")
+    sizes = {len(point.positions) for point in message.points}
+    if sizes != {len(message.joint_names)}:
+        raise ValueError(f"the chunk names {len(message.joint_names)} joints but has rows of {sorted(sizes)} values")
+    times = [nanoseconds(point.time_from_start) * 1e-9 for point in message.points]
+    return np.array([point.positions for point in message.points], dtype=np.float64), np.array(times)

@@ -1,0 +1,256 @@
+"""What every node of this package shares: lifecycle with autostart, described parameters, diagnostics, orderly ends.
+
+A node subclasses `MolmoNode`, lists its `PARAMETERS`, and implements `setup` (called on configure; may raise with a
+message for the user), `start` (on activate), `stop` (on deactivate) and `teardown` (serves cleanup, shutdown and
+error, and must be safe to call twice). `run_node` is its main.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.timer import Timer
+
+SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Camera images, joint states, what was commanded: the newest matters, a lost one is not asked for again."""
+RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+"""Action chunks and depth codes: delivered, and only the last one counts."""
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+"""Task, e-stop, executor state: a late joiner gets the last one."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter. `low` and `high` bound numbers; a read-only parameter is set before configure only."""
+
+    name: str
+    default: Any
+    description: str
+    low: float | None = None
+    high: float | None = None
+    read_only: bool = True
+
+    def descriptor(self) -> ParameterDescriptor:
+        """The descriptor ROS shows with `ros2 param describe`."""
+        out = ParameterDescriptor(description=self.description, read_only=self.read_only)
+        if self.low is not None and self.high is not None:
+            if isinstance(self.default, float):
+                out.floating_point_range = [FloatingPointRange(from_value=float(self.low), to_value=float(self.high))]
+            elif isinstance(self.default, int):
+                out.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)]
+        return out
+
+
+COMMON = (
+    Parameter("autostart", True, "Configure and activate by itself; otherwise a lifecycle manager does it."),
+    Parameter("robot", "so101", "Which embodiment this node serves."),
+)
+
+
+class MolmoNode(LifecycleNode):
+    """A lifecycle node with described parameters and diagnostics at 1 Hz.
+
+    Invariant: between `setup` and `teardown` the node owns its resources; outside it owns none.
+    """
+
+    PARAMETERS: tuple[Parameter, ...] = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        for parameter in (*COMMON, *self.PARAMETERS):
+            self.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
+        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics)
+        self._work_timers: list[Timer] = []
+        self._owned: list[Callable[[], object]] = []
+        self.active = False
+        self.finished: int | None = None
+        """A node whose work has an end sets its exit status here; the process then ends in order."""
+
+    # -- for subclasses -------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Open what the node needs. Raise with a message that tells the user what to do."""
+
+    def start(self) -> None:
+        """Begin to work."""
+
+    def stop(self) -> None:
+        """Stop working, keep resources."""
+
+    def teardown(self) -> None:
+        """Release every resource of the node's own; safe to call twice. What `output`, `listen`, `serve` and
+        `every` made goes by itself."""
+
+    def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
+        """Level, one line and key-values for `/diagnostics`."""
+        return DiagnosticStatus.OK, "active" if self.active else "inactive", {}
+
+    def output(self, msgtype: type, topic: str, qos: QoSProfile) -> Publisher:
+        """A publisher that lasts until teardown. For `setup`."""
+        publisher = self.create_publisher(msgtype, topic, qos)
+        self._owned.append(partial(self.destroy_publisher, publisher))
+        return publisher
+
+    def listen(
+        self, msgtype: type, topic: str, handle: Callable[[Any], None], qos: QoSProfile, *, raw: bool = False
+    ) -> None:
+        """Subscribe until teardown. For `setup`."""
+        subscription = self.create_subscription(msgtype, topic, handle, qos, raw=raw)
+        self._owned.append(partial(self.destroy_subscription, subscription))
+
+    def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
+        """Offer a service until teardown. For `setup`."""
+        self._owned.append(partial(self.destroy_service, self.create_service(srvtype, name, handle)))
+
+    def every(self, period_s: float, action: Callable[[], None], *, inactive: bool = False) -> None:
+        """Call `action` every `period_s` seconds until the node is deactivated, for `start`; with `inactive` until
+        teardown, for `setup`."""
+        timer = self.create_timer(period_s, action)
+        if inactive:
+            self._owned.append(partial(self.destroy_timer, timer))
+        else:
+            self._work_timers.append(timer)
+
+    def param(self, name: str) -> Any:
+        """Value of a declared parameter."""
+        return self.get_parameter(name).value
+
+    def now_ns(self) -> int:
+        """ROS time, ns. The one clock that rooms are handed."""
+        return int(self.get_clock().now().nanoseconds)
+
+    # -- lifecycle --------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._attempt("configure", self.setup, TransitionCallbackReturn.FAILURE)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        # FAILURE would lead back to "inactive", where a node owns what it needs: this one has given all of it back.
+        result = self._attempt("activate", self.start, TransitionCallbackReturn.ERROR)
+        if result is TransitionCallbackReturn.SUCCESS:
+            self.active = True
+            return super().on_activate(state)
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._halt()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def autostart(self) -> bool:
+        """Configure and activate; False when one of them failed."""
+        ok = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == ok and self.trigger_activate() == ok
+
+    def _attempt(
+        self, what: str, action: Callable[[], None], otherwise: TransitionCallbackReturn
+    ) -> TransitionCallbackReturn:
+        try:
+            action()
+        except Exception as error:  # a node must survive to say what is wrong
+            self.get_logger().error(f"cannot {what}: {error}")
+            self.release()
+            return otherwise
+        return TransitionCallbackReturn.SUCCESS
+
+    def release(self) -> None:
+        """Leave the active state and give everything back."""
+        self._halt()
+        self.teardown()
+        while self._owned:
+            self._owned.pop()()
+
+    def _halt(self) -> None:
+        for timer in self._work_timers:
+            self.destroy_timer(timer)
+        self._work_timers.clear()
+        if self.active:
+            self.active = False
+            self.stop()
+
+    def _publish_diagnostics(self) -> None:
+        level, message, values = self.diagnose()
+        status = DiagnosticStatus(level=level, name=self.get_fully_qualified_name(), message=message)
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+def run_node(factory: Callable[[], MolmoNode]) -> int:
+    """Main of a node: spin until SIGINT, SIGTERM or the end of the parent process, then tear down.
+
+    Returns the exit status: 0 for an orderly end, 1 when an autostarted node could not start.
+    """
+    rclpy.init()
+    node = factory()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    ended = threading.Event()
+
+    def end(*_: object) -> None:
+        ended.set()
+        executor.wake()
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+    parent = os.getppid()
+
+    def watch_parent() -> None:
+        # A launcher that dies without a signal to its children must not leave a moving arm behind.
+        if os.getppid() != parent:
+            node.get_logger().warning("the parent process has ended; shutting down")
+            end()
+
+    node.create_timer(0.5, watch_parent)
+    status = 0
+    try:
+        if node.param("autostart") and not node.autostart():
+            status = 1
+            ended.set()
+        while not ended.is_set() and node.finished is None and rclpy.ok():
+            executor.spin_once(timeout_sec=0.5)
+    except ExternalShutdownException:
+        pass
+    finally:
+        node.release()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return status or node.finished or 0
+
+
+def main_of(factory: Callable[[], MolmoNode]) -> Callable[[], None]:
+    """Console entry point of a node."""
+
+    def main() -> None:
+        sys.exit(run_node(factory))
+
+    return main

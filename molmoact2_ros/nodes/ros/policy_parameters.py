@@ -1,0 +1,104 @@
+"""The parameters of the policy node, and what the policy room makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from molmoact2_ros.nodes.ros.node_base import Parameter
+from molmoact2_ros.policy import BACKENDS, InferenceOptions, RTCOptions
+from molmoact2_ros.policy.options import ACTION_MODES, AMX_PRECISIONS, DEPTH_MODES, ENGINE_PRECISIONS, REDRAFTS
+from molmoact2_ros.policy.request import REQUESTS, RequestOptions
+from molmoact2_ros.policy.rtc import SCHEDULES
+
+SWITCHES = {"auto": None, "on": True, "off": False}
+"""What a parameter may say that has an automatic choice."""
+
+PARAMETERS = (
+    Parameter("checkpoint", "", "Directory in the released format, bundled name, or Hugging Face id."),
+    Parameter("norm_tag", "", "Tag in norm_stats.json. Has no default: another tag is another robot's scaling."),
+    Parameter("backend", "auto", f"What runs the model: {', '.join(BACKENDS)}."),
+    Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
+    Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
+    Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
+    Parameter("amx", "auto", f"torch: float32 products on the CPU's matrix unit: {', '.join(AMX_PRECISIONS)}."),
+    Parameter("cuda_graphs", "auto", f"torch: whole stages as CUDA graphs: {', '.join(SWITCHES)}; auto: on a GPU."),
+    Parameter("compile", False, "torch: compile the stages; takes minutes at the first calls."),
+    Parameter("precision", "bf16", f"tensorrt: of the engines, {', '.join(ENGINE_PRECISIONS)}."),
+    Parameter("seed", 0, "Seed of the flow's noise.", 0, 2**31 - 1),
+    Parameter("cameras", [""], "The robot's cameras in prompt order; empty: as the checkpoint names them."),
+    Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
+    Parameter("state_timeout_s", 0.25, "Silence of the joint states after which publishing stops, s.", 0.02, 10.0),
+    Parameter("action_mode", "continuous", f"{', '.join(ACTION_MODES)}; discrete: FAST tokens, where trained on them."),
+    Parameter("action_tokenizer", "", "FAST tokenizer: directory or Hugging Face id; empty: the checkpoint's own."),
+    Parameter("depth.mode", "adaptive", f"{', '.join(DEPTH_MODES)}; adaptive: cells that did not change keep codes."),
+    Parameter("depth.drift_safe", False, "Compare a cell with its image when last predicted, not with the last one."),
+    Parameter("depth.refresh_every", 0, "Predict every cell anew at least once in so many calls; 0: never.", 0, 10000),
+    Parameter("depth.max_gap_s", 2.0, "Depth older than this is predicted anew altogether, s.", 0.05, 60.0),
+    Parameter("depth.redraft", "auto", f"Draft after a wrong code: {', '.join(REDRAFTS)}. The codes are the same."),
+    Parameter("request.policy", "asap", f"When to ask for the next chunk: {', '.join(REQUESTS)}."),
+    Parameter("request.remaining", 0.5, "remaining: ask when this share of the last chunk is left.", 0.0, 1.0),
+    Parameter("request.rate_hz", 5.0, "rate: chunks a second, Hz.", 0.01, 100.0),
+    Parameter("max_rate_hz", 0.0, "Chunks a second at most, whenever asked for; 0: no bound, Hz.", 0.0, 100.0),
+    Parameter("rtc.enabled", False, "Real-time chunking: guide each chunk by the last one."),
+    Parameter("rtc.schedule", "linear", f"How the guidance falls from delay to horizon: {', '.join(SCHEDULES)}."),
+    Parameter("rtc.horizon", 10, "Rows of the new chunk from which on nothing binds it.", 1, 1000),
+    Parameter(
+        "rtc.max_weight", 10.0, "Bound of the guidance; above the number of flow steps it overshoots.", 0.01, 100.0
+    ),
+    Parameter("rtc.percentile", 80.0, "Of the latest latencies: the delay to expect, %.", 0.0, 100.0),
+    Parameter("rtc.window", 20, "How many latencies are remembered.", 1, 1000),
+    Parameter("rtc.max_delay_s", 1.0, "Bound of the expected delay, s.", 0.01, 10.0),
+    Parameter("rtc.max_deviation", 0.15, "Farther from the last chunk nothing binds, share of a range.", 0.001, 10.0),
+)
+
+Value = Callable[[str], Any]
+"""The value of a parameter by name."""
+
+
+def inference_options(value: Value) -> InferenceOptions:
+    """How a prediction is computed.
+
+    Raises:
+        ValueError: an unknown mode, here and in the two below.
+    """
+    return InferenceOptions(
+        action_mode=value("action_mode"),
+        action_tokenizer=value("action_tokenizer"),
+        depth_mode=value("depth.mode"),
+        drift_safe=value("depth.drift_safe"),
+        refresh_every=value("depth.refresh_every"),
+        redraft=value("depth.redraft"),
+        amx=value("amx"),
+        cuda_graphs=_switch("cuda_graphs", value),
+        compile=value("compile"),
+        precision=value("precision"),
+    )
+
+
+def _switch(name: str, value: Value) -> bool | None:
+    said = value(name)
+    if said not in SWITCHES:
+        raise ValueError(f"{name} must be one of {', '.join(SWITCHES)}, got {said!r}")
+    return SWITCHES[said]
+
+
+def rtc_options(value: Value) -> RTCOptions:
+    """How chunks are guided by those before."""
+    return RTCOptions(
+        enabled=value("rtc.enabled"),
+        schedule=value("rtc.schedule"),
+        horizon=value("rtc.horizon"),
+        max_weight=value("rtc.max_weight"),
+        percentile=value("rtc.percentile"),
+        window=value("rtc.window"),
+        max_delay_s=value("rtc.max_delay_s"),
+        max_deviation=value("rtc.max_deviation"),
+    )
+
+
+def request_options(value: Value) -> RequestOptions:
+    """When the next chunk is asked for."""
+    return RequestOptions(
+        policy=value("request.policy"), remaining=value("request.remaining"), rate_hz=value("request.rate_hz")
+    )

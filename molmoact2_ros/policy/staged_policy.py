@@ -1,0 +1,60 @@
+"""The policy of every backend but the reference: stages with speculation in the depth sequence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.policy.backends.opening import choose, open_stages, release
+from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.model_policy import ModelPolicy
+from molmoact2_ros.policy.options import MAX_GAP_S, InferenceOptions
+from molmoact2_ros.policy.rtc import RTCOptions
+from molmoact2_ros.policy.staged_model import StagedModel
+
+
+class StagedPolicy(ModelPolicy):
+    """Runs a checkpoint with `StagedModel`; see `ModelPolicy` for the arguments."""
+
+    _model: StagedModel
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        robot: Embodiment,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 0,
+        seed: int = 0,
+        log: Callable[[str], None],
+        options: InferenceOptions | None = None,
+        rtc: RTCOptions | None = None,
+        max_gap_s: float = MAX_GAP_S,
+        now_ns: Callable[[], int] = time.time_ns,
+        backend: str = "torch",
+    ) -> None:
+        def opened(where: torch.device, kind: torch.dtype) -> StagedModel:
+            name = choose(checkpoint, where, kind, log) if backend == "auto" else backend
+            stages = open_stages(name, checkpoint, where, options, log=log)
+            model = StagedModel(checkpoint, where, kind, log, options, stages)
+            if name == "onnxruntime":
+                release(model.stages)
+            return model
+
+        super().__init__(
+            checkpoint,
+            robot,
+            opened,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            seed=seed,
+            log=log,
+            rtc=rtc,
+            max_gap_s=max_gap_s,
+            now_ns=now_ns,
+        )
