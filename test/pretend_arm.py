@@ -15,6 +15,7 @@ class PretendArm:
         self.written: list[np.ndarray] = []
         self.there, self.answers, self.closed = True, True, False
         self.present = Health()
+        self.keeps = True
         self.connections = 0
 
     def connect(self) -> None:
@@ -31,6 +32,9 @@ class PretendArm:
         if not (self.there and self.answers):
             raise StaleError("no answer")
         self.written.append(np.array(positions))
+
+    def confirms(self, positions) -> bool:
+        return bool(self.written) and np.array_equal(self.written[-1], positions) and self.keeps
 
     def health(self) -> Health:
         return self.present

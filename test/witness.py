@@ -67,10 +67,10 @@ class Witness:
         executor = self._executor
         self.ticks += 1
         if any(change.event is Event.ARM for change in executor.changes()):
-            self._running = False  # armed anew: the first command is the measured position, wherever that is
+            self._running = False  # armed anew: the first command is where the arm is, wherever that is
         if setpoint is None:
             self._running = False
-            if executor.state not in (State.DISARMED, State.UNCONFIGURED, State.ESTOPPED):
+            if executor.state not in (State.DISARMED, State.UNCONFIGURED, State.ESTOPPED, State.FAULT):
                 self.problems.append(f"nothing commanded while {executor.state.value}")
         else:
             if executor.state is State.DISARMED and not self._running:

@@ -79,6 +79,9 @@ class Driver(Protocol):
             StaleError: they did not go out.
         """
 
+    def confirms(self, positions: Array) -> bool:
+        """Tell whether the hardware's own goal is `positions`, written before. Raises StaleError as `read` does."""
+
     def health(self) -> Health:
         """Ask the hardware how it is; called about twice a second. Raises StaleError as `read` does."""
 

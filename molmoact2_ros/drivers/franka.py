@@ -118,6 +118,10 @@ class FrankaDriver:
             return Health(Level.WARN, f"not controlled, mode {mode}{': ' + text if text else ''}", values)
         return Health(Level.OK, f"mode {mode}", values)
 
+    def confirms(self, positions: Array) -> bool:
+        """See `Driver`: the arm's process takes set-points from shared memory."""
+        return bool(np.array_equal(self._alive().command[1 : 1 + JOINTS], positions[:JOINTS]))
+
     def disconnect(self) -> None:
         """See `Driver`. The robot brakes when its commands cease."""
         for process in (self._arm, self._hand):

@@ -9,40 +9,40 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, Driver, DriverError, Health, Reading, StaleError
+from molmoact2_ros.drivers.gate import Command, Gate, GateConfig
 from molmoact2_ros.execution.command_timeout import CommandTimeout
+from molmoact2_ros.execution.steady_target import SteadyTarget
 
 _PERIODS = 2048
+GUIDED = "the arm is guided by hand"
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Figures of the loop; seconds, Hz, rad.
+    """What the loop does when; seconds, Hz.
 
     Attributes:
         rate_hz: readings a second.
-        command_timeout_s: the arm holds its measured position when commands cease for this long; grippers keep
-            their target.
-        max_jump: a command so far from the measured position of an arm joint is refused.
-        position_margin: of a command before it is refused, see `Embodiment.beyond`.
+        command_timeout_s: the arm holds when commands cease for this long; grippers keep their target.
         lost_s: without a fresh reading for so long the arm counts as lost and is connected anew.
         retry_s: time between attempts to connect.
         health_s: time between two looks at temperatures and voltages.
+        gate: see `GateConfig`.
     """
 
     rate_hz: float = 100.0
     command_timeout_s: float = 0.2
-    max_jump: float = 0.6
-    position_margin: float = 0.1
     lost_s: float = 0.5
     retry_s: float = 1.0
     health_s: float = 0.5
+    gate: GateConfig = field(default_factory=GateConfig)
 
 
 @dataclass
@@ -58,11 +58,11 @@ class Counters:
 
 
 class DriverLoop:
-    """The work of one arm, one `step` at a time; `command` and `e_stop` may be called from any thread.
+    """The work of one arm, one `step` at a time; `command`, `e_stop` and `guide` may be called from any thread.
 
     Args:
         driver: the arm.
-        config: figures.
+        config: see `LoopConfig`.
         on_reading: called with every fresh reading.
         now_ns: monotonic time, ns; the stamps of readings are the driver's affair.
     """
@@ -76,16 +76,22 @@ class DriverLoop:
     ) -> None:
         self.driver, self.config = driver, config
         self.counters = Counters()
+        self.gate = Gate(driver.robot, config.gate)
         self.refusal = ""
         """Why the last command was refused; empty once one was accepted."""
         self._on_reading, self._now_ns = on_reading, now_ns
-        robot = driver.robot
-        self._arm_joints = np.array([j for j in range(robot.dof) if j not in robot.gripper_indices])
         self._lock = threading.Lock()
         self._fresh = threading.Condition(self._lock)
         self._pending: Array | None = None
         self._estopped = False
+        self._guided = False
+        self._hold_due = False
+        self._stops_grippers = False
+        self._hold_target: Array | None = None
+        self._told_until_ns = 0
+        self._told_reason = ""
         self._command_timeout = CommandTimeout(now_ns, config.command_timeout_s)
+        self._steady = SteadyTarget(driver.robot)
         self._last: Reading | None = None
         self._target: Array | None = None
         self._connected = False
@@ -98,27 +104,38 @@ class DriverLoop:
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
-    def command(self, positions: Array) -> str:
-        """Take joint targets (dof,); returns why they are refused, or an empty string."""
+    def command(self, command: Command, now_ns: int) -> str:
+        """Take a set-point at `now_ns` of its stamp's clock; returns why it is refused, or an empty string."""
         with self._lock:
-            reason = self._implausible(np.asarray(positions, dtype=np.float64))
-            self.refusal = reason
-            if reason:
+            blocked = self._blocked()
+            if blocked:
+                self.gate.end(command.arming, blocked)
+            refusal = self.gate.check(command, now_ns)
+            self.refusal = "" if refusal is None else refusal.reason
+            if refusal is not None:
                 self.counters.refused += 1
-                return reason
-            if not self._estopped:
-                self._pending = np.array(positions, dtype=np.float64)
-                self._fresh.notify()
+                if refusal.again:
+                    self._told_reason = refusal.reason
+                    self._told_until_ns = self._now_ns() + round(self.config.command_timeout_s * 1e9)
+                return refusal.reason
+            self._pending = command.positions
+            self._fresh.notify()
             return ""
 
     def e_stop(self, pressed: bool) -> None:
-        """While pressed the arm holds the position measured at that moment, and commands are dropped."""
+        """While pressed the arm holds the position measured at that moment; afterwards only a new arming moves it."""
         with self._lock:
             if pressed and not self._estopped:
-                self._pending = self._target = None
-                self._command_timeout.forget()
-                self._fresh.notify()
+                self._block("an e-stop stopped the arm", hold=True, grippers=True)
             self._estopped = pressed
+
+    def guide(self, on: bool) -> None:
+        """The arm is moved by hand from now on, or no longer and held; either ends what commanded it before."""
+        with self._lock:
+            self._guided = on
+            self._target = None
+            self._steady.forget()
+            self._block("the arm was guided by hand", hold=not on)
 
     @property
     def connected(self) -> bool:
@@ -126,9 +143,9 @@ class DriverLoop:
         return self._connected
 
     def status(self) -> Health:
-        """Present state in one line, with counters and the hardware's figures."""
+        """Present state in one line, with counters and the hardware's values."""
         health, counters = self._health, self.counters
-        values = {**vars(counters), **self.punctuality(), **health.values}
+        values = {**vars(counters), **self.punctuality(), **health.values, "gate": self.gate.reason or "open"}
         if not self._connected:
             return Health(Level.ERROR, self._error, values)
         if health.level is Level.ERROR:
@@ -141,8 +158,15 @@ class DriverLoop:
 
     @property
     def fault(self) -> str:
-        """Why the hardware must not move until somebody has looked; empty when nothing is wrong with it."""
-        return self._health.message if self._connected and self._health.level is Level.ERROR else ""
+        """Why the executor must stop commanding: something is wrong with the hardware, until somebody has looked; the
+        arm is guided by hand; or it commands what cannot pass, until it lets go. Empty when nothing is wrong."""
+        if not self._connected:
+            return ""
+        if self._health.level is Level.ERROR:
+            return self._health.message
+        if self._guided:
+            return GUIDED
+        return self._told_reason if self._now_ns() < self._told_until_ns else ""
 
     def punctuality(self) -> dict[str, object]:
         """Times between readings in ms: median, 99th percentile, worst; empty before the second."""
@@ -164,15 +188,12 @@ class DriverLoop:
         with self._lock:
             if self._pending is None and wait > 0.0:
                 self._fresh.wait(min(wait, 1.0 / self.config.rate_hz))
-            pending, self._pending = self._pending, None
-            hold = self._estopped and self._target is None
         try:
-            if pending is not None:
-                self._send(pending)
+            self._send()
             now = self._now_ns()
             if now >= self._next_ns:
                 self._read(now)
-                self._watch(now, hold)
+                self._watch(now)
         except StaleError as error:
             self.counters.stale += 1
             self._error = str(error)
@@ -196,8 +217,9 @@ class DriverLoop:
             self._retry_due_ns = self._now_ns() + round(self.config.retry_s * 1e9)
             return
         with self._lock:
-            self._pending = self._target = self._last = None
-            self._command_timeout.forget()
+            self._block("the arm was connected anew", hold=False)
+            self._last = self._target = None
+            self._steady.forget()
         self.counters.connections += 1
         self._error = ""
         self._health = Health()
@@ -209,13 +231,17 @@ class DriverLoop:
         self._error = f"{self._error or 'no fresh reading'}; silent for {silent:.2f} s, connecting anew"
         self._connected = False
         with self._lock:
-            self._last, self._pending = None, None
+            self._block("the arm was lost", hold=False)
+            self._last = None
         self.driver.disconnect()
 
-    def _send(self, positions: Array) -> None:
-        if self.fault:
-            return  # the hardware protects itself: nothing that heats it further is passed on
-        self._target = positions
+    def _send(self) -> None:
+        """Pass on the newest command. What blocks the arm meanwhile finds it taken or not: a hold comes after it."""
+        with self._lock:
+            positions, self._pending = self._pending, None
+            if positions is None:
+                return
+            self._target = positions
         self.driver.write(positions)
         self.counters.commands += 1
         self._command_timeout.fed()
@@ -232,55 +258,70 @@ class DriverLoop:
             self._count += 1
         with self._lock:
             self._last = reading
+            self.gate.measured(reading.positions)
+            if self._target is not None and not self._guided:
+                self._steady.update(self._target, reading.positions, self._heard_ns)
         self.counters.readings += 1
         self._on_reading(reading)
 
-    def _watch(self, now: int, hold: bool) -> None:
-        if hold or self._command_timeout.expired():
-            self._hold()
+    def _watch(self, now: int) -> None:
+        if self._command_timeout.expired():
+            with self._lock:
+                self._block("commands ceased and the arm was held", hold=True, over=False)
         if now >= self._health_due_ns:
             self._health_due_ns = now + round(self.config.health_s * 1e9)
-            before = self.fault
+            before = self._health.level is Level.ERROR
             self._health = self.driver.health()
-            if self.fault and not before:
-                self._hold()
+            if self._health.level is Level.ERROR and not before:
+                with self._lock:
+                    self._block(f"the arm was stopped: {self._health.message}", hold=True)
+        if self._hold_due:
+            self._hold()
+
+    # -- holding ------------------------------------------------------------------------------------------------------
+
+    def _blocked(self) -> str:
+        """Why no command may pass now, whoever sends it; empty when one may."""
+        if self._estopped:
+            return "e-stop is pressed"
+        if self._guided:
+            return GUIDED
+        return self._health.message if self._health.level is Level.ERROR else ""
+
+    def _block(self, reason: str, *, hold: bool, over: bool = True, grippers: bool = False) -> None:
+        """Close the gate; with `hold` the arm is held where it is from the next reading on. Called under the lock.
+
+        Args:
+            over: the present stream of commands is over for good.
+            grippers: a gripper on its way stops, too; otherwise it goes on to its target.
+        """
+        self._pending = self._hold_target = None
+        self._hold_due, self._stops_grippers = hold, grippers
+        self.gate.close(reason, over=over)
+        self._command_timeout.forget()
+        self._fresh.notify()
 
     def _hold(self) -> None:
-        """Stay where the arm is; a gripper keeps its target, so that what it holds stays held."""
-        assert self._last is not None
-        target = self._last.positions.copy()
-        for j in self.driver.robot.gripper_indices:
-            if self._target is not None:
-                target[j] = self._target[j]
-        self._target = target
-        self.driver.write(target)
-        self.counters.holds += 1
+        """Stay where the arm is, or at the target that it rests beside; what a gripper holds stays held.
 
-    def _implausible(self, positions: Array) -> str:
-        robot, limits = self.driver.robot, self.driver.robot.limits
-        if positions.shape != (robot.dof,):
-            return f"expected {robot.dof} joint targets ({', '.join(robot.joint_names)}), got shape {positions.shape}"
-        if not np.all(np.isfinite(positions)):
-            j = int(np.argmin(np.isfinite(positions)))
-            return f"{robot.joint_names[j]} is {positions[j]}"
-        beyond = robot.beyond(positions, self.config.position_margin)
-        j = int(np.argmax(beyond))
-        if beyond[j] > 0.0:
-            return (
-                f"{positions[j]:.3f} for {robot.joint_names[j]} is outside its limits {limits.lower[j]:.3f} to "
-                f"{limits.upper[j]:.3f}"
-            )
-        if self._last is None:
-            return "no position has been measured yet"
-        distance = np.abs(positions - self._last.positions)[self._arm_joints]
-        i = int(np.argmax(distance))
-        if distance[i] > self.config.max_jump:
-            j = int(self._arm_joints[i])
-            return (
-                f"{robot.joint_names[j]} would jump by {distance[i]:.2f} rad (limit {self.config.max_jump:g}), from "
-                f"{self._last.positions[j]:.3f} measured to {positions[j]:.3f}"
-            )
-        return ""
+        Written again until the hardware confirms it: no lost write may leave an arm moving.
+        """
+        with self._lock:
+            assert self._last is not None
+            if self._hold_target is None:
+                self._hold_target = self._steady.resting_target(self._last.positions)
+                if self._target is not None and not self._stops_grippers:
+                    grippers = list(self.driver.robot.gripper_indices)
+                    self._hold_target[grippers] = self._target[grippers]
+                self.counters.holds += 1
+            target = self._target = self._hold_target
+        self.driver.write(target)
+        if not self.driver.confirms(target):
+            return
+        with self._lock:
+            if self._hold_target is target:  # nothing else has stopped the arm meanwhile
+                self._hold_due = False
+                self.gate.held(target)
 
 
 class DriverThread:

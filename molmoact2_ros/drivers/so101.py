@@ -33,6 +33,8 @@ _ANSWER_MS = 25.0
 _BLOCK_S = 0.002
 """The SDK polls the port without a pause; reads that wait this long for bytes leave the processor to others."""
 _BY_ID = Path("/dev/serial/by-id")
+GOAL_TOLERANCE = 0.3
+"""A goal is kept as a whole step of the encoder: 0.09 degrees, of the gripper's range of 100 up to 0.1."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,13 @@ class So101Driver:
         vector = self.robot.model_from_joints(positions, ModelFrame.ARM)
         goals = {f"{name}.pos": float(value) for name, value in zip(self.robot.joint_names, vector, strict=True)}
         self._exchange("the command", lambda _: self._follower.send_action(goals))
+
+    def confirms(self, positions: Array) -> bool:
+        """See `Driver`: the servos are asked for their goals."""
+        goals, _ = self._exchange("the goals", lambda bus: bus.sync_read("Goal_Position"))
+        kept = np.array([goals[name] for name in self.robot.joint_names])
+        wanted = self.robot.model_from_joints(positions, ModelFrame.ARM)
+        return bool(np.all(np.abs(kept - wanted) <= GOAL_TOLERANCE))
 
     def health(self) -> Health:
         """Temperature, voltage and torque of every servo."""

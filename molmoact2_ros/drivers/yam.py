@@ -136,6 +136,12 @@ class YamDriver:
             self._cycle(arm)
             arm.robot.command_joint_pos(vector[i * MOTORS : (i + 1) * MOTORS].copy())
 
+    def confirms(self, positions: Array) -> bool:
+        """See `Driver`: i2rt sends its target anew in every cycle, so it has it while the chains run."""
+        for arm in self._arms:
+            self._cycle(arm)
+        return not self.guided
+
     def health(self) -> Health:
         """Temperatures of every motor and its electronics, and the rate of each chain."""
         values: dict[str, object] = {}

@@ -56,6 +56,11 @@ class ChunkMessage:
     times_s: Sequence[float]
 
 
+def most_rows(robot: Embodiment) -> int:
+    """How many rows a chunk may have."""
+    return MAX_HORIZONS * robot.horizon
+
+
 def chunk_from_message(robot: Embodiment, message: ChunkMessage, position_margin: float) -> Chunk | Refusal:
     """Check everything about a chunk that does not depend on the robot's present state, and put it in ROS joint order.
 
@@ -65,8 +70,8 @@ def chunk_from_message(robot: Embodiment, message: ChunkMessage, position_margin
     if sorted(names) != sorted(robot.joint_names):
         return Refusal("joints", f"action chunk names joints {names}, expected {list(robot.joint_names)} in any order")
     count = len(message.positions)
-    if not 1 <= count <= MAX_HORIZONS * robot.horizon:
-        return Refusal("rows", f"action chunk has {count} rows, expected 1 to {MAX_HORIZONS * robot.horizon}")
+    if not 1 <= count <= most_rows(robot):
+        return Refusal("rows", f"action chunk has {count} rows, expected 1 to {most_rows(robot)}")
     for i, row in enumerate(message.positions):
         if len(row) != robot.dof:
             return Refusal("size", f"row {i} of the action chunk has {len(row)} positions, expected {robot.dof}")

@@ -1,9 +1,10 @@
 """Ties timeline, limits, watches and supervisor together: inputs at any time, one set-point a tick.
 
-Invariants: nothing is commanded unless armed; the first command after arming is the measured position; a refused or
-ignored chunk changes nothing; every stop is a jerk-limited deceleration whose time is known when it begins. A stop of
-one arm stops all. Grippers keep their last target through a halt or a fault (an object held stays held); an e-stop
-stops them too.
+Invariants: nothing is commanded unless armed; the first command after arming is where the arm is, or the target that it
+rests beside since it was reached; a refused or ignored chunk changes nothing; every stop is a jerk-limited deceleration
+whose time is known when it begins. A stop of one arm stops all. After a fault or an e-stop the executor lets go once
+the arm rests, so that no old pose is left for the arm to come back to. Grippers keep their last target through a halt
+or a fault (an object held stays held); an e-stop stops them too.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from molmoact2_ros.execution.arming import ramp_to_start, reason_not_to_arm
 from molmoact2_ros.execution.chunk import ChunkMessage, Refusal
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
-from molmoact2_ros.execution.limits import Limiter
 from molmoact2_ros.execution.motion import Motion
+from molmoact2_ros.execution.mover import Mover
 from molmoact2_ros.execution.ramp import Ramp
-from molmoact2_ros.execution.stopping import Stops
+from molmoact2_ros.execution.steady_target import SteadyTarget
 from molmoact2_ros.execution.supervisor import Change, Event, State, Supervisor
 from molmoact2_ros.execution.timeline import Timeline
 from molmoact2_ros.execution.watch import Finding, Watch
-from molmoact2_ros.execution.workspace import WorkspaceGuard
 
 Array = NDArray[np.float64]
 
 FOLLOWING = (State.TRACKING, State.STOPPING)
 """States in which the chunk or the ramp, as long as there is one, moves the arm."""
+LET_GO = (State.DISARMED, State.FAULT, State.ESTOPPED)
+"""States in which an arm at rest is commanded no more: its driver holds it."""
 
 __all__ = ["Executor", "ExecutorConfig"]
 
@@ -48,32 +50,21 @@ class Executor:
         config.check(robot)
         self.robot, self.config = robot, config
         self.counters = Counters()
-        groups = [list(range(robot.dof))[arm] for arm in robot.arms] + [[j] for j in robot.gripper_indices]
-        self._period_s = 1.0 / config.rate_hz
-        self._ahead_ns = round((self._period_s + config.lead_s) * 1e9)
-        self._arms = len(robot.arms)
-        self._guard = WorkspaceGuard(robot, robot.limits, self._period_s, config.workspaces)
-        varies = type(robot).velocity_bounds is not Embodiment.velocity_bounds
-        bounds = robot.velocity_bounds if varies else None
-        self._limiter = Limiter(robot.limits, groups, self._period_s, bounds, self._guard, self._arms)
-        self._all_braked, self._none_braked = [True] * len(groups), [False] * len(groups)
-        self._arms_braked = [g < self._arms for g in range(len(groups))]
-        self._stops = Stops(self._limiter, self._guard, self._arms, self.counters)
-        self._timeline = Timeline(robot.limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
-        self._ramp: Ramp | None = None
+        self._mover = Mover(robot, config, self.counters)
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
         self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, self.counters)
         self._watch = Watch(robot, config, self._feedback)
-        self._admission = Admission(robot, config, self._limiter.safe, self._timeline, self._feedback)
+        safe, timeline = self._mover.limiter.safe, self._mover.timeline
+        self._admission = Admission(robot, config, safe, timeline, self._feedback)
+        self._steady = SteadyTarget(robot)
         self._engaged = False
+        self._arming = ""
         self._refused_ticks = 0
         self._last_tick_ns: int | None = None
-        self._last_due_ns: int | None = None
-        self._e_stop_pressed = False
+        self._e_stop_reason = ""
         self._hardware_fault = ""
         self._out_of_bounds = ""
-        self._rest = robot.rest_position.copy()
 
     # -- what the outside sees ------------------------------------------------------------------------------------
 
@@ -88,19 +79,25 @@ class Executor:
         return self._supervisor.reason
 
     @property
+    def arming(self) -> str:
+        """Names the present arming, or the last one; every command carries it, so that a driver can tell an old stream
+        of commands from a new one."""
+        return self._arming
+
+    @property
     def motion(self) -> Motion:
         """The last commanded position, velocity and acceleration."""
-        return self._limiter.motion
+        return self._mover.motion
 
     @property
     def gripper_targets(self) -> Array:
         """Where the grippers (n,) are to go in the end, rad or m; commands are on the way there."""
-        return self._rest[list(self.robot.gripper_indices)]
+        return self._mover.rest[list(self.robot.gripper_indices)]
 
     @property
     def stop_due_ns(self) -> int | None:
         """By when the stop under way has ended, if every tick comes; None while nothing stops."""
-        return self._stops.due_ns
+        return self._mover.stops.due_ns
 
     @property
     def pending(self) -> bool:
@@ -111,7 +108,7 @@ class Executor:
     def settled(self) -> bool:
         """True when nothing is commanded, or the commanded state rests."""
         with self._lock:
-            return not self._engaged or self._limiter.motion.still
+            return not self._engaged or self._mover.motion.still
 
     def changes(self) -> list[Change]:
         """Take the changes of state since the last call."""
@@ -120,18 +117,18 @@ class Executor:
     def values(self, now_ns: int) -> dict[str, object]:
         """Figures for `executor/state`, ready to print."""
         with self._lock:
-            chunk, c = self._timeline.chunk, self.counters
+            chunk, c = self._mover.timeline.chunk, self.counters
             age = "" if chunk is None else f"{(now_ns - chunk.stamp_ns) * 1e-6:.1f}"
             seen = "" if self._feedback.position is None else f"{(now_ns - self._feedback.stamp_ns) * 1e-6:.1f}"
-            due = self._stops.due_ns
+            due = self._mover.stops.due_ns
             left = "" if due is None else f"{max(0, due - now_ns) * 1e-6:.0f}"
             return {
                 "chunk_age_ms": age,
                 "joint_state_age_ms": seen,
                 "tracking_error_rad": f"{self._watch.tracking_error:.4f}",
-                "limited_ticks": self._limiter.limited_ticks,
+                "limited_ticks": self._mover.limiter.limited_ticks,
                 "stop_left_ms": left,
-                "pace": f"{1.0 / self._timeline.stretch:.3f}",
+                "pace": f"{1.0 / self._mover.timeline.stretch:.3f}",
                 **vars(c),
             }
 
@@ -170,13 +167,14 @@ class Executor:
         with self._lock:
             self._watch.acknowledged(stamp_ns)
 
-    def on_chunk(self, message: ChunkMessage, now_ns: int) -> Refusal | None:
-        """Take an action chunk; returns why it was refused, if it was. Old and repeated chunks are ignored."""
-        checked = self._admission.check_message(message)
+    def on_chunk(self, message: ChunkMessage | Refusal, now_ns: int) -> Refusal | None:
+        """Take an action chunk, or what spoke against reading it; returns why it was refused, if it was. Old and
+        repeated chunks are ignored."""
+        checked = message if isinstance(message, Refusal) else self._admission.check_message(message)
         with self._lock:
             if isinstance(checked, Refusal):
                 return self._refuse(checked)
-            ignored = self._admission.reason_to_ignore(checked, ramping=self._ramp is not None)
+            ignored = self._admission.reason_to_ignore(checked, ramping=self._mover.ramp is not None)
             if ignored:
                 self.counters.chunks_ignored += 1
                 self.counters.last_ignored = ignored
@@ -187,17 +185,17 @@ class Executor:
             if not self._supervisor.accepts(Event.CHUNK):
                 self.counters.chunks_previewed += 1
                 return None
-            commanded_ns = self._commanded_ns(now_ns)
-            rows = self._admission.prepare(checked, self._rest)
+            commanded_ns = self._mover.commanded_ns(now_ns)
+            rows = self._admission.prepare(checked, self._mover.rest)
         curve = self._admission.curve_of(rows, commanded_ns)  # some milliseconds, which the tick need not wait for
         with self._lock:
             # Meanwhile the arm may have been stopped, or a stop may have ended.
-            if self._admission.reason_to_ignore(checked, self._ramp is not None) or not self._supervisor.accepts(
+            if self._admission.reason_to_ignore(checked, self._mover.ramp is not None) or not self._supervisor.accepts(
                 Event.CHUNK
             ):
                 return None
-            commanded_ns = self._commanded_ns(now_ns)
-            outside = self._admission.splice(curve, commanded_ns, self._limiter.motion, self._guard)
+            commanded_ns = self._mover.commanded_ns(now_ns)
+            outside = self._admission.splice(curve, commanded_ns, self._mover.motion, self._mover.guard)
             if outside is not None:
                 self._out_of_bounds = outside.reason
                 if self._supervisor.state is State.HOLDING:
@@ -206,7 +204,7 @@ class Executor:
             self._out_of_bounds = ""
             self.counters.chunks_accepted += 1
             self.counters.late_rows = checked.late_rows(now_ns)
-            self._stops.forget()
+            self._mover.stops.forget()
             self._supervisor.handle(Event.CHUNK, "following the policy")
         return None
 
@@ -215,12 +213,12 @@ class Executor:
         with self._lock:
             self._stop(Event.HALT, "new task; waiting for its first chunk", now_ns)
 
-    def on_e_stop(self, pressed: bool, now_ns: int) -> None:
-        """Latch an emergency stop; its release alone changes nothing."""
+    def on_e_stop(self, pressed: bool, now_ns: int, reason: str = "e-stop pressed; release it") -> None:
+        """Latch an emergency stop; its release alone changes nothing. `reason`: what is wrong while it is `pressed`."""
         with self._lock:
-            self._e_stop_pressed = pressed
+            self._e_stop_reason = reason if pressed else ""
             if pressed:
-                self._stop(Event.E_STOP, "e-stop pressed; release it and call executor/reset_e_stop", now_ns)
+                self._stop(Event.E_STOP, f"{reason} and call executor/reset_e_stop", now_ns)
 
     def on_hardware(self, fault: str, now_ns: int) -> None:
         """Take the driver's word on its hardware: why it must not move, or an empty string when nothing is wrong."""
@@ -234,9 +232,9 @@ class Executor:
         with self._lock:
             if self._supervisor.state is not State.ESTOPPED:
                 return False, f"not stopped by e-stop; the state is {self._supervisor.state.value}"
-            if self._e_stop_pressed:
-                return False, "e_stop is still true; release it first"
-            if self._engaged and not self._limiter.motion.still:
+            if self._e_stop_reason:
+                return False, f"not reset: {self._e_stop_reason}"
+            if self._engaged and not self._mover.motion.still:
                 return False, "the arm is still decelerating; try again"
             self._release(now_ns)
             self._supervisor.handle(Event.RESET, "e-stop reset; call executor/arm to move")
@@ -284,64 +282,44 @@ class Executor:
             if jump is not None:
                 self.counters.clock_jumps += 1
                 self._act(jump, now_ns)
-                if self._stops.due_ns is not None:  # what was computed counts from before the jump
+                if self._mover.stops.due_ns is not None:  # what was computed counts from before the jump
                     stopped = self._supervisor.state is State.ESTOPPED
-                    self._stops.set_time(now_ns + self._ahead_ns, None if stopped else self._rest)
+                    self._mover.stops.set_time(self._mover.due_ns(now_ns), None if stopped else self._mover.rest)
             self._last_tick_ns = now_ns
             if not self._engaged:
+                self._supervisor.handle(Event.AT_REST, "")  # disarmed from a fault: the arm was let go already
                 return None
-            due_ns = now_ns + self._ahead_ns
-            if self._last_due_ns is None:  # the first command after arming
-                self._last_due_ns = due_ns
-                return self._limiter.motion.position
+            due_ns = self._mover.due_ns(now_ns)
+            if self._mover.last_due_ns is None:  # the first command after arming
+                self._mover.last_due_ns = due_ns
+                return self._mover.motion.position
             if jump is None:  # after a jump every reading looks old or new until the next ones have come
                 self._act(self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING), now_ns)
                 self._watch_horizon(now_ns, due_ns)
             path = self._path(due_ns)
             if path is not None:
-                setpoint = self._follow(path, due_ns)
+                setpoint = self._mover.follow(path, due_ns)
             else:
-                setpoint = self._limiter.step(None, self._braked(due_ns), self._rest)
-            self._last_due_ns = due_ns
-            if self._limiter.blocked is not None:
-                self._stop(Event.HALT, self._guard.reason, now_ns)
-            self._refused_ticks = self._refused_ticks + 1 if self._limiter.refusal else 0
-            if self._refused_ticks * self._period_s > self.config.refusal_s:
-                self._stop(Event.HALT, f"limits: {self._limiter.refusal}", now_ns)
-            if path is None and self._limiter.motion.still:
-                self._stops.ended()
+                setpoint = self._mover.brake(due_ns, grippers=self._supervisor.state is State.ESTOPPED)
+            self._mover.last_due_ns = due_ns
+            if self._mover.limiter.blocked is not None:
+                self._stop(Event.HALT, self._mover.guard.reason, now_ns)
+            self._refused_ticks = self._refused_ticks + 1 if self._mover.limiter.refusal else 0
+            if self._refused_ticks * self._mover.period_s > self.config.refusal_s:
+                self._stop(Event.HALT, f"limits: {self._mover.limiter.refusal}", now_ns)
+            if path is None and self._mover.motion.still:
+                self._mover.stops.ended()
                 self._supervisor.handle(Event.AT_REST, "")
-                if self._supervisor.state is State.DISARMED:
+                if self._supervisor.state in LET_GO:
                     self._release(now_ns)
             self._watch.commanded(setpoint)
+            if self._feedback.position is not None:
+                self._steady.update(setpoint, self._feedback.position, now_ns)
             return setpoint
-
-    def _follow(self, path: Timeline | Ramp, due_ns: int) -> Array:
-        first: list[Motion] = []
-
-        def reference(after_s: float) -> Motion:
-            # The limiter counts from the last command, which was for the tick before.
-            wanted = path.sample(due_ns, after_s - self._period_s)
-            if not first:
-                first.append(wanted)
-            return wanted
-
-        setpoint = self._limiter.step(reference, self._none_braked)
-        # What grippers keep when the arm stops.
-        self._rest = np.clip(first[0].position, self.robot.limits.lower, self.robot.limits.upper)
-        return setpoint
-
-    def _braked(self, due_ns: int) -> list[bool]:
-        if self._supervisor.state is State.ESTOPPED or self._stops.grippers_overdue(due_ns):
-            return self._all_braked
-        return self._arms_braked
 
     def _path(self, due_ns: int) -> Timeline | Ramp | None:
         """What moves the arm; None when nothing does."""
-        if self._supervisor.state not in FOLLOWING:
-            return None
-        path = self._timeline if self._ramp is None else self._ramp
-        return None if path.finished(due_ns) else path
+        return self._mover.path(due_ns) if self._supervisor.state in FOLLOWING else None
 
     # -- stops ------------------------------------------------------------------------------------------------------
 
@@ -355,28 +333,25 @@ class Executor:
         state."""
         if event is not Event.HALT and not self._supervisor.accepts(event):
             return False
-        commanded_ns = self._commanded_ns(now_ns)
+        commanded_ns = self._mover.commanded_ns(now_ns)
         if event in (Event.FAULT, Event.E_STOP):
-            self._stops.forget()  # whatever keeps the arm from doing as it is told, push no longer than needed
-        elif self._last_due_ns is not None and (path := self._path(commanded_ns)) is not None:
-            self._stops.plan(path, commanded_ns)
+            self._steady.forget()  # somebody may move the arm, or have it connected anew, before it is armed again
+            self._mover.stops.forget()  # whatever keeps the arm from doing as it is told, push no longer than needed
+        elif self._mover.last_due_ns is not None and (path := self._path(commanded_ns)) is not None:
+            self._mover.stops.plan(path, commanded_ns)
         self._drop(now_ns)
         accepted = self._supervisor.handle(event, reason)
-        if self._engaged and self._stops.due_ns is None:
-            self._stops.set_time(commanded_ns, None if event is Event.E_STOP else self._rest)
+        if self._engaged and self._mover.stops.due_ns is None:
+            self._mover.stops.set_time(commanded_ns, None if event is Event.E_STOP else self._mover.rest)
         return accepted
 
-    def _commanded_ns(self, now_ns: int) -> int:
-        """What moment the last command was for; with none since arming, what the next one is for."""
-        return now_ns + self._ahead_ns if self._last_due_ns is None else self._last_due_ns
-
     def _drop(self, now_ns: int) -> None:
-        self._ramp = None
+        self._mover.ramp = None
         self._admission.drop(now_ns)
 
     def _release(self, now_ns: int) -> None:
         self._engaged = False
-        self._stops.forget()
+        self._mover.stops.forget()
         self._watch.end()
         self._drop(now_ns)
 
@@ -393,15 +368,11 @@ class Executor:
         if refusal:
             return f"cannot arm: {refusal}"
         assert self._feedback.position is not None
-        limits = self.robot.limits
-        self._limiter.reset(np.clip(self._feedback.position, limits.lower, limits.upper))
-        self._rest = self._limiter.motion.position.copy()
-        self._watch.begin(self._rest, now_ns)
-        self._guard.begin(self._rest)
-        self._stops.forget()
+        self._mover.begin(self._steady.resting_target(self._feedback.position))
+        self._watch.begin(self._mover.rest, now_ns)
         self._drop(now_ns)
         self._engaged = True
-        self._last_due_ns = None
+        self._arming = f"arming {now_ns}"
         self._out_of_bounds = ""
         self._supervisor.handle(Event.ARM, "armed; waiting for an action chunk")
         return ""
@@ -411,13 +382,15 @@ class Executor:
         if stale:
             return False, f"cannot go to the start pose: {stale}"
         try:
-            begin_ns = self._commanded_ns(now_ns)
-            ramp = ramp_to_start(self.robot, self.config, self._limiter, self._guard, self._rest, begin_ns)
+            begin_ns = self._mover.commanded_ns(now_ns)
+            ramp = ramp_to_start(
+                self.robot, self.config, self._mover.limiter, self._mover.guard, self._mover.rest, begin_ns
+            )
         except ValueError as error:
             return False, f"cannot go to the start pose: {error}"
         self._drop(now_ns)
-        self._stops.forget()
-        self._ramp = ramp
+        self._mover.stops.forget()
+        self._mover.ramp = ramp
         done = f"going to the start pose in {ramp.duration_s:.1f} s"
         self._supervisor.handle(Event.RAMP, done)
         return True, done
@@ -432,9 +405,9 @@ class Executor:
     def _watch_horizon(self, now_ns: int, due_ns: int) -> None:
         """What has moved the arm comes to its end."""
         state = self._supervisor.state
-        if self._ramp is not None and (self._ramp.reached(self._limiter.motion) or self._ramp.finished(due_ns)):
+        if self._mover.arrived(due_ns):
             self._stop(Event.ARRIVED, "at the start pose; waiting for an action chunk", now_ns)
-        if state not in FOLLOWING or self._ramp is not None:
+        if state not in FOLLOWING or self._mover.ramp is not None:
             return
         ending = self._admission.ending(now_ns, due_ns, self._out_of_bounds, slowing=state is State.STOPPING)
         if ending is None:
@@ -445,7 +418,7 @@ class Executor:
         if ending.kind == "slowing":
             self.counters.slow_downs += 1
         elif ending.kind == "over":
-            self._timeline.finish()
+            self._mover.timeline.finish()
         self._supervisor.handle(Event.CHUNK_ENDING, ending.reason)
-        commanded_ns = self._commanded_ns(now_ns)
-        self._stops.set_time(commanded_ns, self._rest, self._timeline.left_from(commanded_ns))
+        commanded_ns = self._mover.commanded_ns(now_ns)
+        self._mover.stops.set_time(commanded_ns, self._mover.rest, self._mover.timeline.left_from(commanded_ns))

@@ -1,8 +1,9 @@
 """What every driver node shares: commands in, joint states out, e-stop, command timeout, and the hardware's state.
 
-From outside it looks like `sim_node`: it takes `forward_command` set-points and publishes `joint_states` with the
-stamp of the reading. `driver/state` (latched) tells the executor of hardware that must not move; readings that cannot
-be proven fresh are not published, and the executor then stops by itself.
+From outside it looks like `sim_node`: it takes the set-points of `executor/command`, through the gate of
+`drivers/gate.py`, and publishes `joint_states` with the stamp of the reading. `driver/state` (latched) tells the
+executor of hardware that must not move; readings that cannot be proven fresh are not published, and the executor then
+stops by itself.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Mapping
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray
+from std_msgs.msg import Bool
 
 from molmoact2_ros.drivers.driver import Driver, Reading
+from molmoact2_ros.drivers.gate import Command, GateConfig
 from molmoact2_ros.drivers.loop import DriverLoop, DriverThread, LoopConfig
-from molmoact2_ros.nodes.ros.messages import stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter
+from molmoact2_ros.execution.e_stop import EStop
+from molmoact2_ros.nodes.ros.messages import nanoseconds, stamp_of
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 STATE_S = 0.1
 """How often a change of the hardware's state is looked for."""
@@ -31,12 +35,11 @@ class DriverNode(MolmoNode):
     LOOP = (
         Parameter("joint_rate_hz", 100.0, "Readings a second, and the rate of joint_states.", 10.0, 500.0),
         Parameter("command_timeout_s", 0.2, "The arm holds when commands cease for this long, s.", 0.05, 5.0),
-        Parameter(
-            "max_jump", 0.6, "A command so far from an arm joint's measured position is refused, rad.", 0.05, 3.2
-        ),
+        Parameter("rejoin_rad", 0.05, "How far from the arm the first command after a hold may be, rad.", 0.005, 0.5),
+        Parameter("command_max_age_s", 0.25, "A command stamped longer ago is dropped, s; 0: none is.", 0.0, 5.0),
         Parameter("lost_s", 0.5, "Without a fresh reading for this long the arm is connected anew, s.", 0.1, 10.0),
         Parameter("retry_s", 1.0, "Time between attempts to connect, s.", 0.1, 60.0),
-        Parameter("command_topic", "controller/commands", "Joint targets, rad or m, in ROS joint order."),
+        Parameter("command_topic", "executor/command", "Stamped joint targets, rad or m; header.frame_id: the arming."),
     )
 
     def __init__(self) -> None:
@@ -45,32 +48,28 @@ class DriverNode(MolmoNode):
         self._refused = ""
         self._told: tuple[bytes, str] | None = None
         self._acknowledged = 0
+        self._arming = ""
+        self._buttons = EStop()
 
     def make_driver(self) -> Driver:
         """Return the driver, not connected yet. Called by `setup`."""
         raise NotImplementedError
-
-    def blocked(self) -> str:
-        """Why the executor may not move the arm although nothing is wrong with it; empty when it may."""
-        return ""
 
     def setup(self) -> None:
         driver = self.make_driver()
         config = LoopConfig(
             rate_hz=self.param("joint_rate_hz"),
             command_timeout_s=self.param("command_timeout_s"),
-            max_jump=self.param("max_jump"),
             lost_s=self.param("lost_s"),
             retry_s=self.param("retry_s"),
+            gate=GateConfig(rejoin_rad=self.param("rejoin_rad"), max_age_s=self.param("command_max_age_s")),
         )
         self._joints = self.output(JointState, "joint_states", SENSOR)
         self._state = self.output(DiagnosticStatus, "driver/state", LATCHED)
         self._message = JointState(name=list(driver.robot.joint_names))
         self._acknowledgement = self.output(JointState, "driver/acknowledgement", SENSOR)
-        self.listen(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
-        # As in the executor: the latched one reaches a late driver, the plain one hears a bare `ros2 topic pub`.
-        self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
-        self.listen(Bool, "e_stop", self._on_e_stop, RELIABLE)
+        self.listen(JointState, self.param("command_topic"), self._on_command, NEWEST)
+        self._e_stop = self.hear(Bool, "e_stop", self._on_e_stop)
         # Threads that wait for a bus for a moment must not wait five milliseconds for the interpreter.
         sys.setswitchinterval(5e-4)
         self._thread = DriverThread(DriverLoop(driver, config, self._publish))
@@ -101,17 +100,29 @@ class DriverNode(MolmoNode):
             acknowledgement.header.stamp = self.get_clock().now().to_msg()
             self._acknowledgement.publish(acknowledgement)
 
-    def _on_command(self, message: Float64MultiArray) -> None:
+    def _on_command(self, message: JointState) -> None:
         if self._thread is None or not self.active:
             return
-        refusal = self.blocked() or self._thread.loop.command(np.asarray(message.data, dtype=np.float64))
+        loop, arming = self._thread.loop, message.header.frame_id
+        if arming != self._arming:
+            self._arming = arming
+            if self._buttons.pressed:  # the executor arms after a reset only, which lets go of buttons that are gone
+                self._buttons.forget_absent(self._e_stop.present())
+                loop.e_stop(self._buttons.pressed)
+        try:
+            positions = loop.driver.robot.reorder(message.name, np.asarray(message.position, dtype=np.float64))
+        except ValueError as error:
+            refusal = str(error)
+        else:
+            refusal = loop.command(Command(positions, nanoseconds(message.header.stamp), arming), self.now_ns())
         if refusal and not self._refused:  # on the edge only
             self.get_logger().error(f"command refused: {refusal}")
         self._refused = refusal
 
-    def _on_e_stop(self, message: Bool) -> None:
+    def _on_e_stop(self, heard: Heard) -> None:
         if self._thread is not None:
-            self._thread.loop.e_stop(bool(message.data))
+            self._buttons.heard(heard.publisher, bool(heard.message.data), self.now_ns())
+            self._thread.loop.e_stop(self._buttons.pressed)
 
     def _watch(self) -> None:
         """Tell the executor and the log of a change of state, and end when the driver's thread has."""
@@ -123,7 +134,7 @@ class DriverNode(MolmoNode):
             self.get_logger().error(f"the driver has stopped: {thread.failure!r}")
             self.finished = 1
             return
-        fault = thread.loop.fault or self.blocked()
+        fault = thread.loop.fault
         health = thread.loop.status()
         level = DiagnosticStatus.ERROR if fault else DiagnosticStatus.OK
         if not thread.loop.connected:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from sensor_msgs.msg import JointState
@@ -18,15 +18,16 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.execution.chunk import ChunkMessage
+from molmoact2_ros.execution.e_stop import EStop
 from molmoact2_ros.execution.executor import Executor
 from molmoact2_ros.execution.loop import DeadlineLoop
 from molmoact2_ros.execution.supervisor import Change, Event, State
-from molmoact2_ros.nodes.ros.command_outputs import command_output, view_of
+from molmoact2_ros.nodes.ros.command_outputs import StampedCommand, command_output
 from molmoact2_ros.nodes.ros.executor_parameters import PARAMETERS, config_of
 from molmoact2_ros.nodes.ros.gripper_actions import GripperActions
-from molmoact2_ros.nodes.ros.messages import fill_time, nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.messages import checked_chunk, nanoseconds
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 LEVELS = {
     State.UNCONFIGURED: DiagnosticStatus.WARN,
@@ -63,27 +64,24 @@ class ExecutorNode(MolmoNode):
         self._executor_core = core
         if self.param("gripper_output") != "in_array":
             self._grippers = GripperActions(self, robot, self.param("gripper_output"))
-        self._commands = command_output(self, robot, 1.0 / rate)
-        self._sent = JointState(name=list(robot.joint_names))
-        self._position_view = view_of(self._sent, "position", robot.dof)
-        self._velocity_view = view_of(self._sent, "velocity", robot.dof)
-        self._sent_publisher = self.output(JointState, "executor/command", SENSOR)
+        self._output = command_output(self, robot, 1.0 / rate)
+        self._sent = StampedCommand(self, robot)
+        self._buttons = EStop(self.param("e_stop_heartbeat_s"))
+        self._drivers: dict[str, str] = {}
         self._state_publisher = self.output(DiagnosticStatus, "executor/state", LATCHED)
         self._changed = self.create_guard_condition(self._publish_changes)
         self.listen(JointState, "joint_states", self._on_joint_state, SENSOR)
         self.listen(JointState, "driver/acknowledgement", self._on_acknowledgement, SENSOR)
-        self.listen(DiagnosticStatus, "driver/state", self._on_driver, LATCHED)
-        self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST)
-        self.listen(String, "task", self._on_task, LATCHED)
-        # Two ways for the e-stop: the latched one also reaches a late executor, the plain one also hears publishers
-        # without transient local, such as a bare `ros2 topic pub`.
-        self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
-        self.listen(Bool, "e_stop", self._on_e_stop, RELIABLE)
+        self.hear(DiagnosticStatus, "driver/state", self._on_driver)
+        self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST, raw=True)
+        self.hear(String, "task", self._on_task)
+        self._e_stop = self.hear(Bool, "e_stop", self._on_e_stop)
         self.serve(SetBool, "executor/arm", self._on_arm)
         self.serve(Trigger, "executor/go_to_start", self._on_go_to_start)
         self.serve(Trigger, "executor/reset_e_stop", self._on_reset)
         self.every(0.2, self._publish_present, inactive=True)
         self.every(0.05, self._update_grippers, inactive=True)
+        self.every(0.05, self._watch_heartbeat, inactive=True)
         priority, cpu = int(self.param("realtime_priority")), int(self.param("cpu"))
         self._loop = DeadlineLoop(rate, self._tick, self.now_ns, time.monotonic_ns, time.sleep, priority, cpu)
         # Work in the spinning thread may keep the loop waiting for at most this long; what is loaded by now stays, so
@@ -140,11 +138,9 @@ class ExecutorNode(MolmoNode):
         setpoint = core.tick(now_ns)
         if setpoint is not None:
             motion = core.motion
-            self._commands.send(motion, now_ns)
-            self._position_view[:] = setpoint
-            self._velocity_view[:] = motion.velocity
-            fill_time(self._sent.header.stamp, now_ns)
-            self._sent_publisher.publish(self._sent)
+            self._sent.send(motion, core.arming, now_ns)
+            if self._output is not None:
+                self._output.send(motion, now_ns)
         if core.pending:
             self._changed.trigger()
 
@@ -165,19 +161,11 @@ class ExecutorNode(MolmoNode):
             self.get_logger().error(f"joint state ignored: {problem}")
         self._logged_reading = problem
 
-    def _on_chunk(self, message: JointTrajectory) -> None:
+    def _on_chunk(self, data: bytes) -> None:
         core = self._executor_core
         assert core is not None
         accepted = core.counters.chunks_accepted
-        refusal = core.on_chunk(
-            ChunkMessage(
-                stamp_ns=nanoseconds(message.header.stamp),
-                joint_names=message.joint_names,
-                positions=[point.positions for point in message.points],
-                times_s=[nanoseconds(point.time_from_start) * 1e-9 for point in message.points],
-            ),
-            self.now_ns(),
-        )
+        refusal = core.on_chunk(checked_chunk(data, core.robot), self.now_ns())
         if refusal is not None and refusal.kind != self._logged_refusal:
             self.get_logger().error(f"action chunk refused: {refusal.reason}")
             self._logged_refusal = refusal.kind
@@ -188,19 +176,34 @@ class ExecutorNode(MolmoNode):
         assert self._executor_core is not None
         self._executor_core.on_acknowledgement(nanoseconds(message.header.stamp))
 
-    def _on_task(self, message: String) -> None:
+    def _on_task(self, _: Heard) -> None:
         assert self._executor_core is not None
         self._executor_core.on_task(self.now_ns())
 
-    def _on_e_stop(self, message: Bool) -> None:
-        assert self._executor_core is not None
-        self._executor_core.on_e_stop(message.data, self.now_ns())
+    def _on_e_stop(self, heard: Heard) -> None:
+        self._buttons.heard(heard.publisher, bool(heard.message.data), self.now_ns())
+        self._act_on_buttons()
 
-    def _on_driver(self, message: DiagnosticStatus) -> None:
+    def _watch_heartbeat(self) -> None:
+        if self._executor_core is not None and self._executor_core.state is not State.DISARMED:
+            self._act_on_buttons()
+
+    def _act_on_buttons(self) -> None:
+        """What the buttons say, or their silence, goes to the executor."""
         assert self._executor_core is not None
-        self._executor_core.on_hardware(
-            message.message if message.level == DiagnosticStatus.ERROR else "", self.now_ns()
-        )
+        now, silence = self.now_ns(), self._buttons.silence(self.now_ns())
+        if self._buttons.pressed or not silence:
+            self._executor_core.on_e_stop(self._buttons.pressed, now)
+        else:
+            self._executor_core.on_e_stop(True, now, silence)
+
+    def _on_driver(self, heard: Heard) -> None:
+        """One driver's word; another's does not make up for it."""
+        assert self._executor_core is not None
+        status = heard.message
+        self._drivers[heard.publisher] = status.message if status.level == DiagnosticStatus.ERROR else ""
+        faults = [fault for fault in self._drivers.values() if fault]
+        self._executor_core.on_hardware("; ".join(faults), self.now_ns())
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         core = self._executor_core
@@ -212,8 +215,7 @@ class ExecutorNode(MolmoNode):
         elif self._failure:
             response.success, response.message = False, f"cannot arm: {self._failure}"
         else:
-            response.success, response.message = core.arm(self.now_ns())
-            self._publish_changes()
+            response.success, response.message = self._armed(core.arm)
         return response
 
     def _on_go_to_start(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -223,12 +225,23 @@ class ExecutorNode(MolmoNode):
             problem = self._failure or "the executor node is not active"
             response.success, response.message = False, f"cannot go to the start pose: {problem}"
         else:
-            response.success, response.message = core.go_to_start(self.now_ns())
-            self._publish_changes()
+            response.success, response.message = self._armed(core.go_to_start)
         return response
+
+    def _armed(self, arm: Callable[[int], tuple[bool, str]]) -> tuple[bool, str]:
+        silence = self._buttons.silence(self.now_ns())
+        if silence:
+            return False, f"cannot arm: {silence}"
+        done, message = arm(self.now_ns())
+        if done and not self._buttons.ever_heard:
+            message += "; no e_stop publisher has been heard"
+        self._publish_changes()
+        return done, message
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         assert self._executor_core is not None
+        self._buttons.forget_absent(self._e_stop.present())
+        self._act_on_buttons()
         response.success, response.message = self._executor_core.reset_e_stop(self.now_ns())
         return response
 
@@ -240,7 +253,7 @@ class ExecutorNode(MolmoNode):
             values.update(missed_deadlines=self._loop.missed, scheduling=self._loop.scheduling)
             values.update({key: f"{value:.3f}" for key, value in self._punctuality.items()})
         if self._grippers is not None:
-            values["gripper_goals"] = self._grippers.goals
+            values.update(gripper_goals=self._grippers.goals, gripper_problem=self._grippers.problem)
         return values
 
     def _publish_state(self, core: Executor, state: State, reason: str) -> None:

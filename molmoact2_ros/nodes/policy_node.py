@@ -21,8 +21,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.node_base import NEWEST, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, inference_options, request_options, rtc_options
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
 from molmoact2_ros.policy.agreement import TrainedStates
 from molmoact2_ros.policy.inputs import Inputs, Problem
@@ -91,7 +92,7 @@ class PolicyNode(MolmoNode):
         for name in used:
             self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
         self.listen(JointState, "joint_states", self._on_joints, SENSOR)
-        self.listen(String, "task", self._on_task, LATCHED)
+        self.hear(String, "task", self._on_task)
         self.every(0.1, self._watch, inactive=True)
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
         sys.setswitchinterval(1e-3)
@@ -158,14 +159,14 @@ class PolicyNode(MolmoNode):
             if self._inputs is not None:
                 self._inputs.on_joints(joints, nanoseconds(message.header.stamp), self.now_ns())
 
-    def _on_task(self, message: String) -> None:
+    def _on_task(self, heard: Heard) -> None:
         with self._changed:
             if self._inputs is None:
                 return
-            accepted = self._inputs.on_task(message.data, self.now_ns())
+            accepted = self._inputs.on_task(heard.message.data, self.now_ns())
             self._changed.notify_all()
         if accepted:
-            self.get_logger().info(f"task: {message.data}")
+            self.get_logger().info(f"task: {heard.message.data}")
         self._watch()
 
     def _watch(self) -> None:

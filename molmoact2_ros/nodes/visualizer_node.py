@@ -34,6 +34,7 @@ from molmoact2_ros.nodes.ros.messages import (
     rgb_from_image,
 )
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.nodes.ros.visual_messages import cloud_of, markers_of, path_message
 from molmoact2_ros.rendering import depth as depths
 from molmoact2_ros.rendering.overlay import ImagePath, Legend, overlay
@@ -117,7 +118,7 @@ class VisualizerNode(MolmoNode):
         self.listen(Image, "policy/depth_codes", self._guarded("depth codes", self._on_codes), NEWEST)
         self.listen(Image, "policy/depth_updated", self._guarded("updated cells", self._on_updated), NEWEST)
         self.listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
-        self.listen(String, "task", self._on_task, LATCHED)
+        self.hear(String, "task", self._on_task)
 
     def start(self) -> None:
         self.every(1.0 / self.param("max_rate_hz"), self._draw)
@@ -174,8 +175,8 @@ class VisualizerNode(MolmoNode):
     def _on_state(self, message: DiagnosticStatus) -> None:
         self._state = message.message
 
-    def _on_task(self, message: String) -> None:
-        self._task = message.data
+    def _on_task(self, heard: Heard) -> None:
+        self._task = heard.message.data
         self._chunk = None
 
     def _on_updated(self, message: Image) -> None:

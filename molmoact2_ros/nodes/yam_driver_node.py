@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
 from molmoact2_ros.drivers.driver import Driver, StaleError
 from molmoact2_ros.drivers.yam import YamConfig, YamDriver
 from molmoact2_ros.nodes.driver_node import DriverNode
 from molmoact2_ros.nodes.ros.node_base import Parameter, main_of
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 
 class YamDriverNode(DriverNode):
@@ -36,12 +36,9 @@ class YamDriverNode(DriverNode):
         self.serve(SetBool, "driver/hand_guiding", self._on_hand_guiding)
         return self._driver
 
-    def blocked(self) -> str:
-        return "the arms are guided by hand; call driver/hand_guiding with false" if self._driver.guided else ""
-
     def _on_hand_guiding(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         try:
-            self._driver.hand_guiding(request.data)
+            self._guide(request.data)
         except StaleError as error:
             response.success, response.message = False, str(error)
         else:
@@ -50,13 +47,23 @@ class YamDriverNode(DriverNode):
         self._watch()
         return response
 
-    def _on_e_stop(self, message: Bool) -> None:
-        if message.data and self._driver.guided:
+    def _guide(self, on: bool) -> None:
+        """Begin or end guiding by hand; commands are shut out before the arms float, and until they are armed anew."""
+        assert self._thread is not None
+        if on:
+            self._thread.loop.guide(True)
+        try:
+            self._driver.hand_guiding(on)
+        finally:
+            self._thread.loop.guide(self._driver.guided)
+
+    def _on_e_stop(self, heard: Heard) -> None:
+        if heard.message.data and self._driver.guided:
             try:
-                self._driver.hand_guiding(False)
+                self._guide(False)
             except StaleError as error:
                 self.get_logger().error(f"e-stop: {error}")
-        super()._on_e_stop(message)
+        super()._on_e_stop(heard)
 
 
 main = main_of(YamDriverNode)

@@ -60,6 +60,7 @@ class CellRunner:
         self._lock = threading.Lock()
         self._target: Array | None = None
         self._reset_to: int | None = None
+        self._hold = False
         self._reset_done = threading.Event()
         self._ended = threading.Event()
         self._ready = threading.Event()
@@ -86,6 +87,12 @@ class CellRunner:
         with self._lock:
             self._target = np.array(joints, dtype=np.float64)
             self._command_timeout.fed()
+
+    def hold(self) -> None:
+        """Hold the arm where it is from the next step on, and drop the command that waits."""
+        with self._lock:
+            self._target, self._hold = None, True
+            self._command_timeout.forget()
 
     def reset(self, episode: int, timeout_s: float = 5.0) -> None:
         """Begin `episode` and return when the cell has done so."""
@@ -151,6 +158,7 @@ class CellRunner:
         with self._lock:
             target, self._target = self._target, None
             reset_to, self._reset_to = self._reset_to, None
+            hold, self._hold = self._hold, False
         silent = self._command_timeout.expired()
         if reset_to is not None:
             cell.reset(reset_to)
@@ -159,7 +167,7 @@ class CellRunner:
             return 0.0
         if target is not None:
             cell.command(target)
-        elif silent:
+        elif silent or hold:
             cell.hold()
         step = cell.model.opt.timestep
         if seconds < step:

@@ -16,7 +16,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from ros_process import Companion, wait_until
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -48,7 +48,6 @@ class Loop:
         node.create_subscription(JointState, "joint_states", self._on_joints, SENSOR)
         node.create_subscription(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
         node.create_subscription(JointState, "executor/command", self._on_command, SENSOR)
-        node.create_subscription(Float64MultiArray, "controller/commands", self._count, NEWEST)
         self.to_driver = 0
         node.create_subscription(JointTrajectory, "policy/action_chunk", self.chunks.append, NEWEST)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
@@ -62,8 +61,6 @@ class Loop:
     def _on_command(self, message: JointState) -> None:
         self.times_s.append(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9)
         self.commands.append(np.asarray(message.position))
-
-    def _count(self, _: Float64MultiArray) -> None:
         self.to_driver += 1
 
     def forget_commands(self) -> None:

@@ -16,7 +16,7 @@ from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticStatus
 from ros_process import Companion, NodeProcess, wait_until
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray, String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -45,14 +45,14 @@ class Cell:
         self.chunks = node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
         self.task = node.create_publisher(String, "task", LATCHED)
         self.e_stop = node.create_publisher(Bool, "e_stop", LATCHED)
-        node.create_subscription(Float64MultiArray, "controller/commands", self._on_command, RELIABLE)
+        node.create_subscription(JointState, "executor/command", self._on_command, RELIABLE)
         node.create_subscription(DiagnosticStatus, "executor/state", self.states.append, LATCHED)
         node.create_timer(0.01, self._read_encoders)
         node.create_timer(0.1, self._infer)
 
-    def _on_command(self, message: Float64MultiArray) -> None:
+    def _on_command(self, message: JointState) -> None:
         with self.lock:
-            self.position = np.array(message.data)
+            self.position = np.array(message.position)
             self.commands.append(self.position)
 
     def _read_encoders(self) -> None:
@@ -134,6 +134,15 @@ class Cell:
         start = self.position.copy()
         wait_until(lambda: np.all(self.position[:5] - start[:5] > 0.1), lambda: f"motion; it says {self.told()}")
         self.await_state("TRACKING")
+
+    def await_let_go(self) -> None:
+        """Wait until nothing is commanded any more."""
+        wait_until(lambda: self.value("joint_state_age_ms") and self._silent(), f"silence; it says {self.told()}")
+
+    def _silent(self) -> bool:
+        before, sent = len(self.states), len(self.commands)
+        wait_until(lambda: len(self.states) >= before + 2, "two more states")
+        return len(self.commands) == sent
 
     def await_rest(self, count: int = 20) -> np.ndarray:
         """Wait until the last `count` commands are one and the same; returns it."""
@@ -242,11 +251,13 @@ def test_an_e_stop_holds_and_stays_until_reset(cell: Cell) -> None:
     cell.track()
     cell.e_stop.publish(Bool(data=True))
     cell.await_state("ESTOPPED", "e-stop pressed")
-    held = cell.await_rest()
+    cell.await_let_go()
     assert not cell.reset()
+    sent = len(cell.commands)
     cell.e_stop.publish(Bool(data=False))
-    np.testing.assert_array_equal(cell.await_rest(30), held)
-    assert cell.state == "ESTOPPED"
+    chunks = cell.value("chunks_previewed")
+    wait_until(lambda: cell.value("chunks_previewed") != chunks, "chunks that come all the same")
+    assert cell.state == "ESTOPPED" and len(cell.commands) == sent, "no old pose is commanded after the release"
     response = cell.arm()
     assert not response.success and "ESTOPPED" in response.message
     wait_until(cell.reset, "the reset to be allowed")

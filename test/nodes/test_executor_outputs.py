@@ -41,9 +41,13 @@ def packages() -> Path:
 class Server:
     """A gripper's action server: takes every goal, or refuses the first ones, and keeps it until it is cancelled."""
 
-    def __init__(self, node: Any, kind: Any, name: str, refuse: int = 0, keep: bool = False) -> None:
+    def __init__(self, node: Any, kind: Any, name: str, refuse: int = 0, keep: bool = False, abort: int = 0) -> None:
         self.goals: list[Any] = []
         self.cancelled = 0
+        self.aborts = abort
+        self.answers = threading.Event()
+        """While clear, the server takes its time to answer to a goal."""
+        self.answers.set()
         self._kind, self._refuse, self._keep = kind, refuse, keep
         self._server = ActionServer(
             node, kind, name, self._execute, goal_callback=self._on_goal, cancel_callback=self._on_cancel,
@@ -52,6 +56,7 @@ class Server:
 
     def _on_goal(self, goal: Any) -> GoalResponse:
         self.goals.append(goal)
+        self.answers.wait(30.0)
         return GoalResponse.REJECT if len(self.goals) <= self._refuse else GoalResponse.ACCEPT
 
     def _on_cancel(self, _: Any) -> CancelResponse:
@@ -63,7 +68,10 @@ class Server:
             handle.execute()
 
     def _execute(self, handle: Any) -> Any:
-        handle.succeed()
+        if len(self.goals) <= self.aborts:
+            handle.abort()
+        else:
+            handle.succeed()
         return self._kind.Result()
 
 
@@ -275,6 +283,7 @@ def test_yam_parallel_grippers_get_goals_of_their_own(packages: Path, tmp_path: 
     from control_msgs.action import ParallelGripperCommand
 
     parameters = {
+        "output": "forward_command",
         "command_topic": "arm/commands",
         "gripper_output": "parallel_gripper_command",
         "gripper_actions": ["left/gripper", "right/gripper"],
@@ -305,6 +314,7 @@ def test_a_gripper_command_that_is_refused_is_tried_again_and_an_e_stop_cancels_
     from control_msgs.action import GripperCommand
 
     parameters = {
+        "output": "forward_command",
         "command_topic": "arm/commands",
         "gripper_output": "gripper_command",
         "gripper_actions": ["gripper_action"],
@@ -330,6 +340,45 @@ def test_a_gripper_command_that_is_refused_is_tried_again_and_an_e_stop_cancels_
         assert len(server.goals) == 2
 
 
+GRIPPER = {
+    "output": "forward_command",
+    "command_topic": "arm/commands",
+    "gripper_output": "gripper_command",
+    "gripper_actions": ["gripper_action"],
+}
+
+
+def test_an_e_stop_between_a_goal_and_its_acceptance_cancels_it(packages: Path, tmp_path: Path) -> None:
+    from control_msgs.action import GripperCommand
+
+    with Running("so101", tmp_path / "log", packages, **GRIPPER) as running:
+        server = Server(running.companion.node, GripperCommand, "gripper_action", keep=True)
+        cell = running.ready()
+        cell.arm()
+        cell.await_state("HOLDING")
+        server.answers.clear()
+        cell.ask(gripper=1.0)
+        wait_until(lambda: len(server.goals) == 1, lambda: f"a goal; {cell.told()}", 30.0)
+        cell.e_stop.publish(Bool(data=True))
+        wait_until(lambda: "-> ESTOPPED" in running.process.output, "the e-stop to be heard", 30.0)
+        server.answers.set()
+        wait_until(lambda: server.cancelled == 1, lambda: f"the goal to be cancelled; {cell.told()}", 30.0)
+
+
+def test_an_aborted_gripper_motion_is_told_and_asked_for_again(packages: Path, tmp_path: Path) -> None:
+    from control_msgs.action import GripperCommand
+
+    with Running("so101", tmp_path / "log", packages, **GRIPPER) as running:
+        server = Server(running.companion.node, GripperCommand, "gripper_action", abort=1)
+        cell = running.ready()
+        cell.arm()
+        cell.await_state("HOLDING")
+        cell.ask(gripper=1.0)
+        wait_until(lambda: "motion was aborted" in cell.value("gripper_problem"), "the abort to be told", 30.0)
+        wait_until(lambda: len(server.goals) == 2, lambda: f"the goal to come again; {cell.told()}", 30.0)
+        wait_until(lambda: cell.value("gripper_problem") == "", "the second one to succeed", 30.0)
+
+
 def test_a_missing_package_is_named_in_one_line_and_nothing_starts(tmp_path: Path) -> None:
     for output, package in (("gripper_command", "control_msgs"), ("franka_gripper", "franka_msgs")):
         parameters = {"gripper_output": output, "gripper_actions": ["gripper"]}
@@ -346,6 +395,7 @@ def test_a_missing_package_is_named_in_one_line_and_nothing_starts(tmp_path: Pat
 def test_the_ramp_and_the_drivers_acknowledgement_over_ros(tmp_path: Path) -> None:
     pose = embodiment("so101").rest_position + np.array([0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
     parameters = {
+        "output": "forward_command",
         "command_topic": "arm/commands",
         "start_pose": pose.tolist(),
         "start_tolerance": 0.1,

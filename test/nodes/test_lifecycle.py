@@ -14,16 +14,19 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 
 from molmoact2_ros.bringup.specs import ROOMS
+from molmoact2_ros.nodes.ros.subscriptions import every_kind
 
 START_S = 30.0
+SUBSCRIPTIONS = dict.fromkeys(("task", "e_stop"), len(every_kind()))
+"""Of topics that every kind of publisher is heard on; others have one."""
 CASES = {
     "expert": ({"robot": "so101"}, ["policy/action_chunk"], ["joint_states", "task"]),
     "executor": (
         {"robot": "so101"},
-        ["executor/state", "controller/commands"],
+        ["executor/state", "executor/command"],
         ["joint_states", "policy/action_chunk"],
     ),
-    "sim": ({"robot": "so101"}, ["joint_states", "sim/episode"], ["controller/commands", "e_stop"]),
+    "sim": ({"robot": "so101"}, ["joint_states", "sim/episode"], ["executor/command", "e_stop"]),
     "policy": (
         {"robot": "so101", "checkpoint": "so101_cell", "norm_tag": "so100_so101_molmoact2"},
         ["policy/action_chunk"],
@@ -56,7 +59,7 @@ def test_a_node_can_be_cleaned_up_and_configured_anew(name: str, tmp_path: Path)
 
         for _ in range(2):
             change(Transition.TRANSITION_CONFIGURE)
-            once = ([1] * len(published), [1] * len(heard))
+            once = ([1] * len(published), [SUBSCRIPTIONS.get(topic, 1) for topic in heard])
             wait_until(lambda once=once: counts() == once, lambda: f"one of each; there are {counts()}", START_S)
             change(Transition.TRANSITION_ACTIVATE)
             change(Transition.TRANSITION_DEACTIVATE)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
@@ -32,7 +31,7 @@ class ProbeNode(MolmoNode):
     PARAMETERS = (
         Parameter("report", "probe.json", "File for the figures."),
         Parameter("cameras", ["front", "wrist"], "Cameras to listen to."),
-        Parameter("command_topic", "controller/commands", "Where the executor's set-points go."),
+        Parameter("command_topic", "executor/command", "Where the executor's set-points go."),
     )
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ class ProbeNode(MolmoNode):
             self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_stamped, f"image {name}"), SENSOR)
         self.listen(JointState, "joint_states", partial(self._on_stamped, "joint state"), SENSOR)
         self.listen(JointTrajectory, "policy/action_chunk", partial(self._on_stamped, "action chunk"), NEWEST)
-        self.listen(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
+        self.listen(JointState, self.param("command_topic"), self._on_command, NEWEST)
         self.listen(DiagnosticStatus, "executor/state", self._on_executor, LATCHED)
 
     def teardown(self) -> None:
@@ -73,7 +72,7 @@ class ProbeNode(MolmoNode):
             self._take(f"{name}, age", age_ms(message, now))
             self._period(name, now)
 
-    def _on_command(self, message: Float64MultiArray) -> None:
+    def _on_command(self, message: JointState) -> None:
         if self._tracking:
             self._period("command", self.now_ns())
 

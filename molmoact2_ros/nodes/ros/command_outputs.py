@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -35,8 +36,29 @@ def view_of(message: Any, field: str, size: int) -> Array:
     return np.frombuffer(getattr(message, field), dtype=np.float64)
 
 
+class StampedCommand:
+    """JointState on `executor/command`, always published: what was sent this tick, when, and for which arming.
+
+    This package's drivers take it as their command. header.frame_id names the arming.
+    """
+
+    def __init__(self, node: MolmoNode, robot: Embodiment) -> None:
+        self._message = JointState(name=list(robot.joint_names))
+        self._position = view_of(self._message, "position", robot.dof)
+        self._velocity = view_of(self._message, "velocity", robot.dof)
+        self._publisher = node.output(JointState, "executor/command", NEWEST)
+
+    def send(self, motion: Motion, arming: str, now_ns: int) -> None:
+        """Publish `motion` (dof,), commanded at `now_ns`. Called from the command loop."""
+        self._position[:], self._velocity[:] = motion.position, motion.velocity
+        fill_time(self._message.header.stamp, now_ns)
+        self._message.header.frame_id = arming
+        self._publisher.publish(self._message)
+
+
 class ForwardCommand:
-    """Float64MultiArray in the order of the controller's joints: `forward_command_controller` and our drivers."""
+    """Float64MultiArray in the order of the controller's joints, for a `forward_command_controller`. It bears no stamp:
+    that controller knows none, and holds its last command whatever comes."""
 
     def __init__(self, node: MolmoNode, topic: str, joints: NDArray[np.int_]) -> None:
         self._joints = joints
@@ -77,8 +99,11 @@ class TrajectoryCommand:
         self._publisher.publish(message)
 
 
-def command_output(node: MolmoNode, robot: Embodiment, period_s: float) -> CommandOutput:
-    """The output that the node's parameters ask for; grippers that are commanded by actions are not in it."""
+def command_output(node: MolmoNode, robot: Embodiment, period_s: float) -> CommandOutput | None:
+    """The output that the node's parameters ask for beside `executor/command`; grippers that are commanded by actions
+    are not in it. None where the driver takes `executor/command`."""
+    if node.param("output") == "driver":
+        return None
     joints: NDArray[np.int_] = np.arange(robot.dof)
     if node.param("gripper_output") != "in_array":
         joints = np.array([j for j in range(robot.dof) if j not in robot.gripper_indices])

@@ -11,15 +11,15 @@ from molmoact2_ros.embodiments import Embodiment, Workspace
 from molmoact2_ros.execution.config import ExecutorConfig
 from molmoact2_ros.nodes.ros.node_base import Parameter
 
-OUTPUTS = ("forward_command", "joint_trajectory")
+OUTPUTS = ("driver", "forward_command", "joint_trajectory")
 GRIPPER_OUTPUTS = ("in_array", "gripper_command", "parallel_gripper_command", "franka_gripper")
 NONE = [0.0]
 """An array that is not set: ROS parameters have no empty arrays of numbers."""
 
 PARAMETERS = (
     Parameter("command_rate_hz", 100.0, "Set-points a second.", 20.0, 500.0),
-    Parameter("output", "forward_command", f"Form of the commands: {', '.join(OUTPUTS)}."),
-    Parameter("command_topic", "controller/commands", "Where the set-points go."),
+    Parameter("output", "driver", f"Form of the commands: {', '.join(OUTPUTS)}; driver: executor/command alone."),
+    Parameter("command_topic", "controller/commands", "Where forward_command and joint_trajectory go."),
     Parameter("trajectory_lead_s", 0.01, "How long a trajectory may be on its way to the controller, s.", 0.0, 0.2),
     Parameter("gripper_output", "in_array", f"Form of the grippers' commands: {', '.join(GRIPPER_OUTPUTS)}."),
     Parameter("gripper_actions", [""], "One action name a gripper; franka_gripper: the name before /grasp and /move."),
@@ -33,6 +33,9 @@ PARAMETERS = (
     Parameter("ensemble", 1, "How many overlapping chunks are averaged; 1 follows the newest alone.", 1, 16),
     Parameter(
         "ensemble_decay", 0.01, "Exponential weights of the average; above 0 older chunks count more.", -5.0, 5.0
+    ),
+    Parameter(
+        "e_stop_heartbeat_s", 0.0, "Silence of every e_stop publisher that stops the arm, s; 0: none.", 0.0, 10.0
     ),
     Parameter("joint_state_timeout_s", 0.25, "Oldest encoder reading to move on, s.", 0.02, 2.0),
     Parameter(

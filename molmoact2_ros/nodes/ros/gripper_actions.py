@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from sensor_msgs.msg import JointState
 
@@ -54,8 +55,10 @@ class _Gripper:
     clients: Sequence[ActionClient]
     middle: float
     handle: Any = None
+    cancelled: int = 0
     not_before_ns: int = 0
     told: str = ""
+    failed: str = ""
 
 
 class GripperActions:
@@ -63,7 +66,7 @@ class GripperActions:
 
     def __init__(self, node: MolmoNode, robot: Embodiment, output: str) -> None:
         types = action_types(output)
-        self._node, self._output = node, output
+        self._node, self._output, self._now_ns = node, output, node.now_ns
         self._effort, self._speed = float(node.param("gripper_effort")), float(node.param("gripper_speed"))
         names = [name for name in node.param("gripper_actions") if name]
         self._grippers = []
@@ -97,10 +100,19 @@ class GripperActions:
             if goal is not None:
                 self._send(gripper, goal, now_ns)
 
+    @property
+    def problem(self) -> str:
+        """What went wrong with the last goals; empty when nothing did."""
+        return "; ".join(gripper.failed for gripper in self._grippers if gripper.failed)
+
     def cancel(self) -> None:
-        """An e-stop: what is under way is cancelled, and nobody knows where the grippers come to rest."""
+        """An e-stop: what is under way is cancelled, and a goal that nobody has accepted yet as soon as somebody does.
+
+        Nobody knows where the grippers come to rest.
+        """
         for gripper in self._grippers:
             gripper.rule.forget()
+            gripper.cancelled += 1
             handle, gripper.handle = gripper.handle, None
             if handle is not None:
                 handle.cancel_goal_async()
@@ -145,14 +157,34 @@ class GripperActions:
         return goal
 
     def _answered(self, gripper: _Gripper, now_ns: int) -> Callable[[Any], None]:
+        cancelled = gripper.cancelled
+
         def answered(future: Any) -> None:
             handle = future.result()
             if handle is None or not handle.accepted:
-                self._try_again(gripper, now_ns, f"gripper {gripper.joint}: its action server refused the goal")
+                if gripper.cancelled == cancelled:
+                    self._try_again(gripper, now_ns, f"gripper {gripper.joint}: its action server refused the goal")
+                return
+            if gripper.cancelled != cancelled:  # an e-stop came between the goal and its acceptance
+                handle.cancel_goal_async()
                 return
             gripper.handle, gripper.told = handle, ""
+            handle.get_result_async().add_done_callback(lambda result: self._ended(gripper, handle, result))
 
         return answered
+
+    def _ended(self, gripper: _Gripper, handle: Any, future: Any) -> None:
+        """A goal has its result: one that was aborted is told, and asked for again."""
+        if gripper.handle is not handle:
+            return  # another goal has taken its place
+        gripper.handle = None
+        answer = future.result()
+        if answer is None or answer.status != GoalStatus.STATUS_ABORTED:
+            gripper.failed = ""
+            return
+        error = getattr(answer.result, "error", "")
+        gripper.failed = f"gripper {gripper.joint}: its motion was aborted" + (f" ({error})" if error else "")
+        self._try_again(gripper, self._now_ns(), gripper.failed)
 
     def _try_again(self, gripper: _Gripper, now_ns: int, problem: str) -> None:
         gripper.rule.forget()

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from numpy.typing import NDArray
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.execution.chunk import ChunkMessage, Refusal, most_rows
 
 Array = NDArray[np.float64]
 SECOND_NS = 1_000_000_000
@@ -125,3 +129,18 @@ def chunk_from_trajectory(message: JointTrajectory) -> tuple[Array, Array]:
         raise ValueError(f"the chunk names {len(message.joint_names)} joints but has rows of {sorted(sizes)} values")
     times = [nanoseconds(point.time_from_start) * 1e-9 for point in message.points]
     return np.array([point.positions for point in message.points], dtype=np.float64), np.array(times)
+
+
+def checked_chunk(data: bytes, robot: Embodiment) -> ChunkMessage | Refusal:
+    """The chunk in a serialized JointTrajectory; one that is far too large is refused before it is read."""
+    # A row: positions, and as many velocities, accelerations and efforts as somebody may send along.
+    most = most_rows(robot) * (4 * (8 * robot.dof + 8) + 16) + 256 * robot.dof + 4096
+    if len(data) > most:
+        return Refusal("rows", f"action chunk has {len(data)} bytes, expected at most {most_rows(robot)} rows")
+    message: JointTrajectory = deserialize_message(data, JointTrajectory)
+    return ChunkMessage(
+        stamp_ns=nanoseconds(message.header.stamp),
+        joint_names=message.joint_names,
+        positions=[point.positions for point in message.points],
+        times_s=[nanoseconds(point.time_from_start) * 1e-9 for point in message.points],
+    )

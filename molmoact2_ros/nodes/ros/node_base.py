@@ -25,6 +25,8 @@ from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.timer import Timer
 
+from molmoact2_ros.nodes.ros.subscriptions import EveryPublisher, Heard
+
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 """Camera images, joint states, what was commanded: the newest matters, a lost one is not asked for again."""
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -111,21 +113,54 @@ class MolmoNode(LifecycleNode):
         self, msgtype: type, topic: str, handle: Callable[[Any], None], qos: QoSProfile, *, raw: bool = False
     ) -> None:
         """Subscribe until teardown. For `setup`."""
-        subscription = self.create_subscription(msgtype, topic, handle, qos, raw=raw)
+        subscription = self.create_subscription(msgtype, topic, self._surviving(topic, handle), qos, raw=raw)
         self._owned.append(partial(self.destroy_subscription, subscription))
+
+    def hear(self, msgtype: type, topic: str, handle: Callable[[Heard], None]) -> EveryPublisher:
+        """Subscribe until teardown to every kind of publisher, each told from the others. For `setup`."""
+        subscription = EveryPublisher(self, msgtype, topic, self._surviving(topic, handle))
+        self._owned.append(subscription.destroy)
+        return subscription
 
     def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
         """Offer a service until teardown. For `setup`."""
-        self._owned.append(partial(self.destroy_service, self.create_service(srvtype, name, handle)))
+
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                return handle(request, response)
+            except Exception as error:  # see `_surviving`
+                self.get_logger().error(f"{name} failed: {error!r}")
+                response.success, response.message = False, f"{name} failed: {error}"
+                return response
+
+        self._owned.append(partial(self.destroy_service, self.create_service(srvtype, name, answer)))
 
     def every(self, period_s: float, action: Callable[[], None], *, inactive: bool = False) -> None:
         """Call `action` every `period_s` seconds until the node is deactivated, for `start`; with `inactive` until
         teardown, for `setup`."""
-        timer = self.create_timer(period_s, action)
+        guarded = self._surviving(getattr(action, "__name__", "timer"), lambda _: action())
+        timer = self.create_timer(period_s, lambda: guarded(None))
         if inactive:
             self._owned.append(partial(self.destroy_timer, timer))
         else:
             self._work_timers.append(timer)
+
+    def _surviving(self, what: str, handle: Callable[[Any], object]) -> Callable[[Any], None]:
+        """`handle`, whose exceptions are told and do not end the node: no message may take an arm out of its hands."""
+        told = ""
+
+        def guarded(message: Any) -> None:
+            nonlocal told
+            try:
+                handle(message)
+            except Exception as error:
+                if repr(error) != told:  # on the edge only
+                    told = repr(error)
+                    self.get_logger().error(f"{what} left out: {error!r}")
+            else:
+                told = ""
+
+        return guarded
 
     def param(self, name: str) -> Any:
         """Value of a declared parameter."""

@@ -16,7 +16,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message, nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.simulation.experts import expert_of
 
 
@@ -39,7 +40,7 @@ class ExpertNode(MolmoNode):
         self._publisher = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
         self.listen(JointState, "joint_states", self._on_joints, SENSOR)
         self.listen(PoseStamped, "sim/object_pose", self._on_cube, SENSOR)
-        self.listen(String, "task", self._on_task, LATCHED)
+        self.hear(String, "task", self._on_task)
 
     def start(self) -> None:
         self.every(1.0 / self.param("rate_hz"), self._plan)
@@ -57,8 +58,8 @@ class ExpertNode(MolmoNode):
     def _on_cube(self, message: PoseStamped) -> None:
         self._cube = message
 
-    def _on_task(self, message: String) -> None:
-        self._task = message.data.strip()
+    def _on_task(self, heard: Heard) -> None:
+        self._task = heard.message.data.strip()
 
     def _plan(self) -> None:
         if not self.active or not self._task or self._joints is None or self._cube is None:

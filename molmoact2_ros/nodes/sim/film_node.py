@@ -15,6 +15,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds, rgb_from_image
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.rendering.film import FilmWriter, write_still
 from molmoact2_ros.rendering.montage import Caption, canvas_shape, montage
 from molmoact2_ros.rendering.overlay import RgbImage
@@ -75,7 +76,7 @@ class FilmNode(MolmoNode):
             self.listen(Image, topics[panel], partial(self._on_image, panel), SENSOR)
         self.listen(DiagnosticStatus, "executor/state", self._on_state, LATCHED)
         self.listen(DiagnosticStatus, "sim/episode", self._on_episode, LATCHED)
-        self.listen(String, "task", self._on_task, LATCHED)
+        self.hear(String, "task", self._on_task)
         self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST)
         if self.param("film"):
             height, width, _ = canvas_shape()
@@ -111,8 +112,8 @@ class FilmNode(MolmoNode):
         except ValueError as error:
             self.get_logger().warning(f"{panel} picture left out: {error}", once=True)
 
-    def _on_task(self, message: String) -> None:
-        self._caption = replace(self._caption, task=message.data)
+    def _on_task(self, heard: Heard) -> None:
+        self._caption = replace(self._caption, task=heard.message.data)
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         latency_s = (self.now_ns() - nanoseconds(message.header.stamp)) * 1e-9

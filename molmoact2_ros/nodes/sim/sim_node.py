@@ -18,16 +18,21 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray, String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
+from molmoact2_ros.drivers.gate import Command, Gate, GateConfig
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.ros.messages import stamp_of
+from molmoact2_ros.execution.e_stop import EStop
+from molmoact2_ros.nodes.ros.messages import nanoseconds, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.simulation.cells import make_cell, scene_of
 from molmoact2_ros.simulation.emulators.buses import EMULATED_BUSES, EmulatedBus
 from molmoact2_ros.simulation.runner import CellRunner, CellSnapshot
 
+MAX_AGE_S = 0.5
+"""Of a command: rendering keeps this process away from its messages for longer than a driver is."""
 EPISODE_EVERY = 10
 """Readings between two messages on `sim/episode`."""
 
@@ -41,7 +46,8 @@ class SimNode(MolmoNode):
         Parameter("joint_rate_hz", 100.0, "Rate of joint_states.", 10.0, 500.0),
         Parameter("camera_rate_hz", 30.0, "Frame rate of every camera.", 1.0, 60.0),
         Parameter("command_timeout_s", 0.2, "The arm holds when commands cease for this long.", 0.05, 5.0),
-        Parameter("command_topic", "controller/commands", "Joint targets, rad, in ROS joint order."),
+        Parameter("rejoin_rad", 0.05, "How far from the arm the first command after a hold may be, rad.", 0.005, 0.5),
+        Parameter("command_topic", "executor/command", "Stamped joint targets, rad or m; header.frame_id: the arming."),
         Parameter(
             "emulated_bus", "", "Folder where the arm's emulated bus appears; empty: this node is the driver itself."
         ),
@@ -55,7 +61,10 @@ class SimNode(MolmoNode):
         self._state = "waiting"
         self._readings = 0
         self._refused = 0
-        self._estopped = False
+        self._buttons = EStop()
+        self._arming = self._told = ""
+        self._holds = 0
+        self._reading: NDArray[np.float64] | None = None
         self._episode_lock = threading.Lock()
         self._bus: EmulatedBus | None = None
 
@@ -67,8 +76,9 @@ class SimNode(MolmoNode):
             self._open_bus(Path(self.param("emulated_bus")))
         else:
             self._joints = self.output(JointState, "joint_states", SENSOR)
-            self.listen(Float64MultiArray, self.param("command_topic"), self._on_command, NEWEST)
-            self.listen(Bool, "e_stop", self._on_e_stop, LATCHED)
+            self._gate = Gate(robot, GateConfig(rejoin_rad=self.param("rejoin_rad"), max_age_s=MAX_AGE_S))
+            self.listen(JointState, self.param("command_topic"), self._on_command, NEWEST)
+            self._e_stop = self.hear(Bool, "e_stop", self._on_e_stop)
         self._object = self.output(PoseStamped, "sim/object_pose", SENSOR)
         self._episode = self.output(DiagnosticStatus, "sim/episode", LATCHED)
         self.serve(Trigger, "sim/reset", self._on_reset)
@@ -140,25 +150,47 @@ class SimNode(MolmoNode):
             return DiagnosticStatus.WARN, "this machine is too slow to run the cell in real time", values
         return DiagnosticStatus.OK, f"episode {self._state}", values
 
-    def _on_command(self, message: Float64MultiArray) -> None:
-        if self._runner is None or self._estopped:
+    def _on_command(self, message: JointState) -> None:
+        runner, arming = self._runner, message.header.frame_id
+        if runner is None:
             return
-        values = np.asarray(message.data, dtype=np.float64)
-        if values.shape != (self._robot.dof,) or not np.all(np.isfinite(values)):
-            if not self._refused:
-                self.get_logger().error(
-                    f"command refused: expected {self._robot.dof} finite joint targets in rad, "
-                    f"got {values.tolist()[:8]}"
-                )
-            self._refused += 1
+        if arming != self._arming:
+            self._arming = arming
+            self._buttons.forget_absent(self._e_stop.present() if self._buttons.pressed else set())
+        if self._buttons.pressed:
+            self._gate.end(arming, "e-stop is pressed")
+        if runner.timeout_holds != self._holds:  # the cell held by itself
+            self._holds = runner.timeout_holds
+            self._gate.close("commands ceased", over=False)
+        try:
+            positions = self._robot.reorder(message.name, np.asarray(message.position, dtype=np.float64))
+        except ValueError as error:
+            self._refuse(str(error))
             return
-        self._runner.command(values)
+        if self._reading is not None:
+            self._gate.measured(self._reading)
+        refusal = self._gate.check(Command(positions, nanoseconds(message.header.stamp), arming), self.now_ns())
+        if refusal is not None:
+            self._refuse(refusal.reason)
+            return
+        self._told = ""
+        runner.command(positions)
 
-    def _on_e_stop(self, message: Bool) -> None:
-        # The servos keep their last target, as position servos do; nothing moves them until the stop is released.
-        if message.data != self._estopped:
-            self.get_logger().warning("e-stop " + ("pressed" if message.data else "released"))
-        self._estopped = bool(message.data)
+    def _refuse(self, reason: str) -> None:
+        if not self._told:  # on the edge only
+            self.get_logger().error(f"command refused: {reason}")
+        self._told = reason
+        self._refused += 1
+
+    def _on_e_stop(self, heard: Heard) -> None:
+        before = self._buttons.pressed
+        self._buttons.heard(heard.publisher, bool(heard.message.data), self.now_ns())
+        if self._buttons.pressed == before:
+            return
+        self.get_logger().warning("e-stop " + ("released" if before else "pressed"))
+        if not before and self._runner is not None:
+            self._gate.close("an e-stop stopped the arm", over=True)
+            self._runner.hold()
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._runner is None:
@@ -169,6 +201,9 @@ class SimNode(MolmoNode):
         except TimeoutError as error:
             response.success, response.message = False, str(error)
             return response
+        if self._bus is None:
+            self._gate.close("the cell was reset", over=True)
+            self._reading = None
         with self._episode_lock:
             self._state = "running"
         response.success, response.message = True, str(self._next_episode)
@@ -184,6 +219,7 @@ class SimNode(MolmoNode):
             self._message.header.stamp = stamp
             self._message.position = snapshot.positions.tolist()
             self._message.velocity = snapshot.velocities.tolist()
+            self._reading = snapshot.positions
             self._joints.publish(self._message)
         self._readings += 1
         if self._readings % 3 == 0:

@@ -1,0 +1,96 @@
+"""What moves the arm from one set-point to the next: the chunk's timeline or a ramp, through limits, to a stop."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.execution.config import Counters, ExecutorConfig
+from molmoact2_ros.execution.limits import Limiter
+from molmoact2_ros.execution.motion import Motion
+from molmoact2_ros.execution.ramp import Ramp
+from molmoact2_ros.execution.stopping import Stops
+from molmoact2_ros.execution.timeline import Timeline
+from molmoact2_ros.execution.workspace import WorkspaceGuard
+
+Array = NDArray[np.float64]
+
+
+class Mover:
+    """One set-point a tick, each for a moment one period, and the way to the robot, ahead of its tick.
+
+    Attributes:
+        ramp: the way to the start pose while it is under way; it goes before the timeline.
+        rest: where grippers keep going when the arm stops, (dof,).
+        last_due_ns: the moment that the last set-point was for; None before the first.
+    """
+
+    def __init__(self, robot: Embodiment, config: ExecutorConfig, counters: Counters) -> None:
+        self._robot = robot
+        groups = [list(range(robot.dof))[arm] for arm in robot.arms] + [[j] for j in robot.gripper_indices]
+        arms = len(robot.arms)
+        self.period_s = 1.0 / config.rate_hz
+        self._ahead_ns = round((self.period_s + config.lead_s) * 1e9)
+        self.guard = WorkspaceGuard(robot, robot.limits, self.period_s, config.workspaces)
+        varies = type(robot).velocity_bounds is not Embodiment.velocity_bounds
+        bounds = robot.velocity_bounds if varies else None
+        self.limiter = Limiter(robot.limits, groups, self.period_s, bounds, self.guard, arms)
+        self._all_braked, self._none_braked = [True] * len(groups), [False] * len(groups)
+        self._arms_braked = [g < arms for g in range(len(groups))]
+        self.stops = Stops(self.limiter, self.guard, arms, counters)
+        self.timeline = Timeline(robot.limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
+        self.ramp: Ramp | None = None
+        self.rest = robot.rest_position.copy()
+        self.last_due_ns: int | None = None
+
+    @property
+    def motion(self) -> Motion:
+        """The last commanded position, velocity and acceleration."""
+        return self.limiter.motion
+
+    def begin(self, position: Array) -> None:
+        """Begin at rest at `position` (dof,), or at the limit that it lies beyond."""
+        limits = self._robot.limits
+        self.limiter.reset(np.clip(position, limits.lower, limits.upper))
+        self.rest = self.limiter.motion.position.copy()
+        self.guard.begin(self.rest)
+        self.stops.forget()
+        self.last_due_ns = None
+
+    def due_ns(self, now_ns: int) -> int:
+        """The moment that the set-point of this tick is for."""
+        return now_ns + self._ahead_ns
+
+    def commanded_ns(self, now_ns: int) -> int:
+        """What moment the last command was for; with none since arming, what the next one is for."""
+        return self.due_ns(now_ns) if self.last_due_ns is None else self.last_due_ns
+
+    def path(self, due_ns: int) -> Timeline | Ramp | None:
+        """What moves the arm at `due_ns`; None when its end is reached."""
+        path = self.timeline if self.ramp is None else self.ramp
+        return None if path.finished(due_ns) else path
+
+    def arrived(self, due_ns: int) -> bool:
+        """Whether a ramp is under way and has reached its end."""
+        return self.ramp is not None and (self.ramp.reached(self.motion) or self.ramp.finished(due_ns))
+
+    def follow(self, path: Timeline | Ramp, due_ns: int) -> Array:
+        """The set-point (dof,) for `due_ns` on `path`."""
+        first: list[Motion] = []
+
+        def reference(after_s: float) -> Motion:
+            # The limiter counts from the last command, which was for the tick before.
+            wanted = path.sample(due_ns, after_s - self.period_s)
+            if not first:
+                first.append(wanted)
+            return wanted
+
+        setpoint = self.limiter.step(reference, self._none_braked)
+        self.rest = np.clip(first[0].position, self._robot.limits.lower, self._robot.limits.upper)
+        return setpoint
+
+    def brake(self, due_ns: int, grippers: bool) -> Array:
+        """The set-point (dof,) for `due_ns` on the way to rest; `grippers` stop, too."""
+        everything = grippers or self.stops.grippers_overdue(due_ns)
+        return self.limiter.step(None, self._all_braked if everything else self._arms_braked, self.rest)
