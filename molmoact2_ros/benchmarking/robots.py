@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from molmoact2_ros.benchmarking.machine import machine
+from molmoact2_ros.benchmarking.unasked_report import unasked_table
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.processes import ProcessGroup, node_environment
 from molmoact2_ros.bringup.session import SessionError, orderly_signals
-from molmoact2_ros.bringup.specs import NodeSpec, nodes
+from molmoact2_ros.bringup.specs import NodeSpec, Value, nodes
 
 LIMIT_S = 400.0
 
@@ -88,22 +89,24 @@ PLANS = {
 }
 
 
-def specs_for(robot: str, plan: Plan, report: Path, motion_s: float) -> list[NodeSpec]:
-    """The nodes of the drill: simulated cell behind the bus, driver, executor, and the drill itself."""
+def specs_for(
+    robot: str, report: Path, motion_s: float, parameters: Mapping[str, Value], node: str, executor: Mapping[str, Value]
+) -> list[NodeSpec]:
+    """The nodes of a drill: simulated cell behind the bus, driver, executor with parameters of its own, and the drill
+    itself, which is `node`."""
     options = Options(
         robot=robot, emulated=True, policy="expert", visualize=False, link_prefix=f"molmoact2_{time.time_ns()}"
     )
     wanted = ("sim_node", f"{robot}_driver_node", "executor_node")
     found = [spec for spec in nodes(options) if spec.executable in wanted]
     # The images are not looked at here; rendering them would only take time from the bus.
+    changed: dict[str, Mapping[str, Value]] = {"sim_node": {"camera_rate_hz": 1.0}, "executor_node": executor}
     found = [
-        replace(spec, parameters=MappingProxyType({**spec.parameters, "camera_rate_hz": 1.0}))
-        if spec.executable == "sim_node"
-        else spec
+        replace(spec, parameters=MappingProxyType({**spec.parameters, **changed.get(spec.executable, {})}))
         for spec in found
     ]
     drill = NodeSpec(
-        executable="drill_node",
+        executable=node,
         name="drill",
         namespace=found[0].namespace,
         config=found[0].config,
@@ -112,8 +115,8 @@ def specs_for(robot: str, plan: Plan, report: Path, motion_s: float) -> list[Nod
                 "robot": robot,
                 "report": str(report),
                 "motion_s": motion_s,
-                "amplitudes": list(plan.amplitudes),
-                "faults": [f"{case.fault}|{case.expected}|{case.deadline_s}" for case in plan.cases],
+                "amplitudes": list(PLANS[robot].amplitudes),
+                **parameters,
             }
         ),
         environment=MappingProxyType({"OMP_NUM_THREADS": "1"}),
@@ -122,6 +125,19 @@ def specs_for(robot: str, plan: Plan, report: Path, motion_s: float) -> list[Nod
 
 
 def drill(robot: str, out: Path, motion_s: float) -> dict[str, Any]:
+    """Run one robot's minute of motion and its faults; see `run_drill`."""
+    faults: list[str] = [f"{case.fault}|{case.expected}|{case.deadline_s}" for case in PLANS[robot].cases]
+    return run_drill(robot, out, motion_s, {"faults": faults})
+
+
+def run_drill(
+    robot: str,
+    out: Path,
+    motion_s: float,
+    parameters: Mapping[str, Value],
+    node: str = "drill_node",
+    **executor: Value,
+) -> dict[str, Any]:
     """Run one robot's drill and return its report.
 
     Raises:
@@ -130,7 +146,7 @@ def drill(robot: str, out: Path, motion_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, orderly_signals():
         report = Path(folder) / "drill.json"
         with ProcessGroup(
-            specs_for(robot, PLANS[robot], report, motion_s), out / "log" / robot, node_environment()
+            specs_for(robot, report, motion_s, parameters, node, executor), out / "log" / robot, node_environment()
         ) as running:
             process = running.processes["drill"]
             deadline = time.monotonic() + LIMIT_S + motion_s
@@ -151,17 +167,28 @@ def bench_robots(robots: list[str], out: Path, page: Path, motion_s: float) -> t
     Raises:
         ValueError: a robot has no plan.
     """
+    check_robots(robots)
+    reports = {robot: drill(robot, out, motion_s) for robot in robots}
+    keep(page, reports)
+    return page, reports
+
+
+def check_robots(robots: list[str]) -> None:
+    """Raise ValueError for a robot without a plan."""
     for robot in robots:
         if robot not in PLANS:
             raise ValueError(f"no drill for {robot!r}; there is one for: {', '.join(PLANS)}")
-    reports = {robot: drill(robot, out, motion_s) for robot in robots}
+
+
+def keep(page: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put what was measured beside what was measured of these and of other robots before, and write the page."""
     kept = page.with_suffix(".json")
     known = json.loads(kept.read_text()) if kept.is_file() else {}
-    known |= {robot: {"date": date.today().isoformat(), **report} for robot, report in reports.items()}
+    for robot, report in reports.items():
+        known[robot] = {**known.get(robot, {}), "date": date.today().isoformat(), **report}
     page.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(known, indent=1) + "\n")
     page.write_text(render(known))
-    return page, reports
 
 
 def render(reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -176,8 +203,12 @@ def render(reports: Mapping[str, Mapping[str, Any]]) -> str:
         "",
     ]
     for robot, report in sorted(reports.items()):
-        lines += [f"## {robot}", "", f"{PLANS[robot].driver}; {report['date']}.", "", *_motion(report["motion"]), ""]
-        lines += _faults(report["faults"], {case.fault: case.meaning for case in PLANS[robot].cases})
+        lines += [f"## {robot}", "", f"{PLANS[robot].driver}; {report['date']}.", ""]
+        if "motion" in report:
+            lines += [*_motion(report["motion"]), ""]
+            lines += _faults(report["faults"], {case.fault: case.meaning for case in PLANS[robot].cases})
+        if "unasked" in report:
+            lines += unasked_table(report["unasked"])
     return "\n".join(lines) + "\n"
 
 

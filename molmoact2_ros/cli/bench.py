@@ -24,6 +24,9 @@ def add(commands: Commands) -> None:
     cells.set_defaults(run=_cells)
     robots = benches.add_parser("robots", help="real drivers on emulated buses: a minute of motion, every fault switch")
     robots.add_argument("--robot", action="append", metavar="NAME", help="which; may be repeated (all there are)")
+    robots.add_argument(
+        "--unasked", action="store_true", help="only: what moves an arm that nobody asked to move; status 1 if one does"
+    )
     robots.add_argument("--motion", type=float, default=60.0, metavar="S", help="length of the motion (%(default)s)")
     robots.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="logs (%(default)s)")
     robots.add_argument("--page", default="benchmarks/robots.md", metavar="FILE", help="page to write (%(default)s)")
@@ -90,6 +93,15 @@ def _robots(arguments: argparse.Namespace) -> int:
 
     check_renderer()
     robots = arguments.robot or list(PLANS)
+    if arguments.unasked:
+        from molmoact2_ros.benchmarking.unasked import bench_unasked
+        from molmoact2_ros.benchmarking.unasked_report import exceeded
+
+        page, rows = bench_unasked(robots, arguments.out.resolve(), Path(arguments.page))
+        print(f"written: {shown(str(page))}")
+        if arguments.json:
+            print(json.dumps(rows))
+        return FAILED if any(exceeded(found) for found in rows.values()) else OK
     page, reports = bench_robots(robots, arguments.out.resolve(), Path(arguments.page), arguments.motion)
     print(f"written: {shown(str(page))}")
     if arguments.json:

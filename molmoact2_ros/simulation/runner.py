@@ -61,6 +61,8 @@ class CellRunner:
         self._target: Array | None = None
         self._reset_to: int | None = None
         self._hold = False
+        self._push = 0.0
+        self._hand: Array | None = None
         self._reset_done = threading.Event()
         self._ended = threading.Event()
         self._ready = threading.Event()
@@ -93,6 +95,12 @@ class CellRunner:
         with self._lock:
             self._target, self._hold = None, True
             self._command_timeout.forget()
+
+    def push(self, distance: float) -> None:
+        """A person's hand: every arm joint is taken `distance` rad away from its nearer limit, whatever the driver
+        wants, and kept there; 0 lets go."""
+        with self._lock:
+            self._push = distance
 
     def reset(self, episode: int, timeout_s: float = 5.0) -> None:
         """Begin `episode` and return when the cell has done so."""
@@ -159,13 +167,17 @@ class CellRunner:
             target, self._target = self._target, None
             reset_to, self._reset_to = self._reset_to, None
             hold, self._hold = self._hold, False
+            push = self._push
         silent = self._command_timeout.expired()
         if reset_to is not None:
             cell.reset(reset_to)
             self._command_timeout.forget()
             self._reset_done.set()
             return 0.0
-        if target is not None:
+        self._hand = self._pushed(cell, push, seconds) if push else None
+        if self._hand is not None:
+            cell.command(self._hand)
+        elif target is not None:
             cell.command(target)
         elif silent or hold:
             cell.hold()
@@ -175,6 +187,20 @@ class CellRunner:
         steps = int(seconds / step)
         cell.advance(steps * step)
         return float(steps * step)
+
+    def _pushed(self, cell: Cell, push: float, seconds: float) -> Array:
+        """Where the hand is now; it moves at 0.6 rad/s."""
+        limits, robot = cell.robot.limits, cell.robot
+        hand = self._hand
+        if hand is None:
+            hand = cell.joints()[0]
+            middle = 0.5 * (limits.lower + limits.upper)
+            self._goal = hand + push * np.where(hand < middle, 1.0, -1.0)
+            grippers = list(robot.gripper_indices)
+            self._goal[grippers] = hand[grippers]
+        step = 0.6 * seconds
+        moved: Array = hand + np.clip(self._goal - hand, -step, step)
+        return moved
 
     def _snapshot(self, cell: Cell) -> CellSnapshot:
         positions, velocities = cell.joints()

@@ -41,7 +41,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 class DrillNode(MolmoNode):
     """See the module. The drill runs in a thread of its own and waits on what the subscriptions see."""
 
-    PARAMETERS = (
+    PARAMETERS: tuple[Parameter, ...] = (
         Parameter("report", "drill.json", "File for what was seen."),
         Parameter("motion_s", 60.0, "Length of the motion, s.", 1.0, 600.0),
         Parameter("amplitudes", [0.0], "Amplitude of each joint, rad or m, in ROS order."),
@@ -60,6 +60,7 @@ class DrillNode(MolmoNode):
         self._home: NDArray[np.float64] | None = None
         self._from: NDArray[np.float64] = np.zeros(0)
         self._begun_s = 0.0
+        self._heard = 0
         self._recording = False
         self._commands: list[tuple[float, list[float]]] = []
         self._readings: list[tuple[float, list[float]]] = []
@@ -89,6 +90,7 @@ class DrillNode(MolmoNode):
     def _on_joints(self, message: JointState) -> None:
         stamp = nanoseconds(message.header.stamp) * 1e-9
         self._position = self._robot.reorder(message.name, np.asarray(message.position))
+        self._heard += 1
         if self._recording:
             self._readings.append((stamp, self._position.tolist()))
             self._ages_ms.append((self.now_ns() * 1e-9 - stamp) * 1e3)
@@ -132,18 +134,21 @@ class DrillNode(MolmoNode):
         status = 1
         try:
             self._wait(lambda: self._state == "DISARMED" and self._driver == "ok", "the nodes", self.param("start_s"))
-            self._wait(lambda: self._position is not None, "a joint state", 10.0)
-            self._arm()
-            self._measure_motion()
-            for text in filter(None, self.param("faults")):
-                fault, expected, deadline = text.split("|")
-                self.result["faults"].append(self._drill(fault, expected, float(deadline)))
+            self._work()
             status = 0
         except Exception as error:  # the report is the one place where anybody looks
             self.result["error"] = str(error)
             self.get_logger().error(str(error))
         Path(self.param("report")).write_text(json.dumps(self.result))
         self.finished = status
+
+    def _work(self) -> None:
+        self._wait(lambda: self._position is not None, "a joint state", 10.0)
+        self._arm()
+        self._measure_motion()
+        for text in filter(None, self.param("faults")):
+            fault, expected, deadline = text.split("|")
+            self.result["faults"].append(self._drill(fault, expected, float(deadline)))
 
     def _wait(self, condition: Callable[[], bool], what: str, deadline_s: float) -> float:
         """Wait until `condition`; returns how long it took, s."""
@@ -234,26 +239,25 @@ class DrillNode(MolmoNode):
         self._ended.wait(1.5)
         self._fault.publish(String(data="none"))
         begun = time.monotonic()
+        # An arm that was lost and found again is not moved by the arming of before: the executor is told, and lets go.
+        self._wait(lambda: self._state in ("TRACKING", "FAULT", "ESTOPPED"), "an end of the hold", 20.0)
         if self._state in ("FAULT", "ESTOPPED"):
             if "driver/recover" in self._reason:
                 self._ask(self._recover_client)
             self._wait(lambda: self._driver == "ok", "a sound driver", 20.0)
-        if self._state == "ESTOPPED":
-            self._ask(self._reset_client)
+            if self._state == "ESTOPPED":
+                self._ask(self._reset_client)
+                found["recovery"] = "reset and arm"
+            else:
+                if refusal := self._call_arm(False):
+                    raise RuntimeError(f"cannot disarm: {refusal}")
+                found["recovery"] = "disarm and arm"
+                # Readings that are fresh again come a little later than the driver's word.
+                self._ended.wait(0.3)
             self._wait(lambda: self._state == "DISARMED", "DISARMED", 10.0)
-            found["recovery"] = "reset and arm"
-            self._arm()
-        elif self._state == "FAULT":
-            if refusal := self._call_arm(False):
-                raise RuntimeError(f"cannot disarm: {refusal}")
-            self._wait(lambda: self._state == "DISARMED", "DISARMED", 10.0)
-            found["recovery"] = "disarm and arm"
-            # Readings that are fresh again come a little later than the driver's word.
-            self._ended.wait(0.3)
             self._arm()
         else:
             found["recovery"] = "by itself"
-            self._wait(lambda: self._state == "TRACKING", "TRACKING after the fault", 20.0)
         found["recovered_s"] = time.monotonic() - begun
         found["ok"] = found["state"] == expected and found["after_s"] <= deadline_s
         self.get_logger().info(f"{fault}: {found['state']} after {found['after_s']:.2f} s: {found['reason']}")

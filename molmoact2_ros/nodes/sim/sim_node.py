@@ -116,9 +116,12 @@ class SimNode(MolmoNode):
         self.listen(String, "sim/fault", self._on_fault, RELIABLE)
 
     def _on_fault(self, message: String) -> None:
-        assert self._bus is not None
+        assert self._bus is not None and self._runner is not None
         try:
-            self._bus.fault(message.data)
+            if message.data.startswith("push "):
+                self._runner.push(float(message.data.removeprefix("push ")))
+            else:
+                self._bus.fault(message.data)
         except ValueError as error:
             self.get_logger().error(str(error))
         else:

@@ -74,6 +74,7 @@ class So101Bus:
         "hot 3",
         "limp 2",
         "unplug",
+        "power",
     )
 
     def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
@@ -102,8 +103,9 @@ class So101Bus:
             "delay": Faults(delay_s=figure),
             "hot": Faults(hot={int(figure): 68}),
             "limp": Faults(limp=one),
+            "power": Faults(silent=frozenset(self.bus.servos)),
         }.get(name, Faults())
-        if limp and name != "limp":
+        if name == "power" or (limp and name != "limp"):
             self.bus.power_cycle()  # what a servo that has switched itself off needs
         if name == "unplug":
             self.bus.unplug()
