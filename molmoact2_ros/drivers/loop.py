@@ -65,6 +65,7 @@ class DriverLoop:
         config: see `LoopConfig`.
         on_reading: called with every fresh reading.
         now_ns: monotonic time, ns; the stamps of readings are the driver's affair.
+        wait: waits at a condition, which it holds, for at most so many seconds.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class DriverLoop:
         config: LoopConfig,
         on_reading: Callable[[Reading], None],
         now_ns: Callable[[], int] = time.monotonic_ns,
+        wait: Callable[[threading.Condition, float], object] = threading.Condition.wait,
     ) -> None:
         self.driver, self.config = driver, config
         self.counters = Counters()
         self.gate = Gate(driver.robot, config.gate)
         self.refusal = ""
         """Why the last command was refused; empty once one was accepted."""
-        self._on_reading, self._now_ns = on_reading, now_ns
+        self._on_reading, self._now_ns, self._wait = on_reading, now_ns, wait
         self._lock = threading.Lock()
         self._fresh = threading.Condition(self._lock)
         self._pending: Array | None = None
@@ -187,7 +189,7 @@ class DriverLoop:
         wait = (self._next_ns - now) * 1e-9
         with self._lock:
             if self._pending is None and wait > 0.0:
-                self._fresh.wait(min(wait, 1.0 / self.config.rate_hz))
+                self._wait(self._fresh, min(wait, 1.0 / self.config.rate_hz))
         try:
             self._send()
             now = self._now_ns()
@@ -208,7 +210,8 @@ class DriverLoop:
 
     def _connect(self, now: int) -> None:
         if now < self._retry_due_ns:
-            time.sleep(min(0.05, self.config.retry_s))
+            with self._lock:
+                self._wait(self._fresh, min(0.05, self.config.retry_s))
             return
         try:
             self.driver.connect()

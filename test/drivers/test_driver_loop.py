@@ -15,13 +15,14 @@ MS = 1_000_000
 
 
 class Bench:
-    """A loop on a pretended arm in a time of its own: every look at the clock takes 1 ms."""
+    """A loop on a pretended arm in a time of its own: every look at the clock takes 1 ms, and nobody really waits."""
 
     def __init__(self, config: LoopConfig | None = None) -> None:
         self.arm = PretendArm()
         self.now = 0
         self.readings: list[Reading] = []
-        self.loop = DriverLoop(self.arm, config or LoopConfig(retry_s=0.001), self.readings.append, self.clock)
+        config = config or LoopConfig(retry_s=0.001)
+        self.loop = DriverLoop(self.arm, config, self.readings.append, self.clock, lambda *_: None)
 
     def clock(self) -> int:
         self.now += MS
