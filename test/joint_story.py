@@ -25,6 +25,7 @@ from molmoact2_ros.execution.supervisor import State
 Array = NDArray[np.float64]
 MS = 1_000_000
 REJOIN_RAD, REJOIN_SHARE = 0.05, 0.1
+LAG_S = 0.08
 UNASKED_RAD = 0.02
 """What an arm may move after it came to rest, before it is armed again: the sag of a hold that begins."""
 ACTS = (
@@ -36,7 +37,7 @@ CHUNKS = ("smooth", "smooth", "fast", "jump", "teleport", "not finite", "none", 
 
 @dataclass
 class MovingArm:
-    """Servos that follow their goals as fast as the limits allow, and sag a little; see `drivers.driver.Driver`."""
+    """Servos that follow their goals with a lag, and sag a little; see `drivers.driver.Driver`."""
 
     robot: Embodiment
     now_ns: int = 0
@@ -55,8 +56,7 @@ class MovingArm:
     def pass_time(self, seconds: float) -> None:
         if self.guided:
             return
-        step = 1.5 * self.robot.limits.velocity * seconds
-        self.position = self.position + np.clip(self.goal + self.sag - self.position, -step, step)
+        self.position = self.position + (self.goal + self.sag - self.position) * (1.0 - np.exp(-seconds / LAG_S))
 
     def connect(self) -> None:
         if not self.there:
@@ -245,6 +245,10 @@ class Story:
         arm.goal = arm.position.copy()
         self._rest = None
 
+    def _rests(self) -> None:
+        """The arm rests where it is now; from here on it may not move unasked."""
+        self._rest, self._rest_ticks = self.arm.position[self._joints].copy(), 60
+
     def act(self, act: str) -> None:
         """Something happens."""
         rng = self.rng
@@ -253,7 +257,7 @@ class Story:
             self.loop.e_stop(True)
             self._ended = True
             if act == "e-stop and release":
-                for _ in range(int(rng.integers(1, 30))):
+                for _ in range(int(rng.choice((3, 30, 200)))):
                     self.tick("smooth")
                 self.act("release")
         elif act == "release":
@@ -262,19 +266,22 @@ class Story:
         elif act in ("guide", "guided by hand"):
             self.loop.guide(True)
             self.arm.guided = self._ended = True
+            away = 0.01 * rng.choice((-1.0, 1.0), self.robot.dof)
             for _ in range(40):
                 self.tick("smooth")
                 if act == "guided by hand":
-                    self._moved_by_hand(0.01 * rng.choice((-1.0, 1.0), self.robot.dof))
+                    self._moved_by_hand(away)
             self.arm.guided = False
             self.arm.goal = self.arm.position.copy()
             self.loop.guide(False)
+            self._rests()
         elif act == "unplug":
             self.arm.there, self._ended = False, True
             for _ in range(int(rng.integers(60, 120))):
                 self.tick("smooth")
             self._moved_by_hand(rng.uniform(-0.3, 0.3, self.robot.dof))
             self.arm.there = True
+            self._rests()
         elif act == "silence":
             self.arm.answers = False
             for _ in range(int(rng.integers(5, 45))):
