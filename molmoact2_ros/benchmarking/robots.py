@@ -113,6 +113,7 @@ def specs_for(
         parameters=MappingProxyType(
             {
                 "robot": robot,
+                "allow_motion": True,
                 "report": str(report),
                 "motion_s": motion_s,
                 "amplitudes": list(PLANS[robot].amplitudes),

@@ -71,7 +71,9 @@ def _measure(
                 "replay",
                 namespace,
                 config,
-                parameters=MappingProxyType({"robot": robot, "measure_s": seconds, "report": str(report)}),
+                parameters=MappingProxyType(
+                    {"robot": robot, "allow_motion": True, "measure_s": seconds, "report": str(report)}
+                ),
                 essential=False,
             ),
         ]

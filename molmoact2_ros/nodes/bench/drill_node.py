@@ -25,7 +25,16 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.motion_lag import lag_s
 from molmoact2_ros.nodes.ros.messages import chunk_message, nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import (
+    ALLOW_MOTION,
+    LATCHED,
+    NEWEST,
+    RELIABLE,
+    SENSOR,
+    MolmoNode,
+    Parameter,
+    main_of,
+)
 
 CHUNK_S = 0.1
 RAMP_S = 3.0
@@ -42,6 +51,7 @@ class DrillNode(MolmoNode):
     """See the module. The drill runs in a thread of its own and waits on what the subscriptions see."""
 
     PARAMETERS: tuple[Parameter, ...] = (
+        ALLOW_MOTION,
         Parameter("report", "drill.json", "File for what was seen."),
         Parameter("motion_s", 60.0, "Length of the motion, s.", 1.0, 600.0),
         Parameter("amplitudes", [0.0], "Amplitude of each joint, rad or m, in ROS order."),
@@ -68,6 +78,7 @@ class DrillNode(MolmoNode):
         self.result: dict[str, Any] = {"motion": {}, "faults": [], "error": ""}
 
     def setup(self) -> None:
+        self.require_motion_allowed()
         self._robot = embodiment(self.param("robot"))
         self._chunks = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
         self._fault = self.output(String, "sim/fault", RELIABLE)

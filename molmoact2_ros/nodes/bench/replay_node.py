@@ -20,7 +20,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message
-from molmoact2_ros.nodes.ros.node_base import NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import ALLOW_MOTION, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
 
 REACH_RAD = 0.35
 """How far from the rest pose the arm joints swing."""
@@ -41,6 +41,7 @@ class ReplayNode(MolmoNode):
     PARAMETERS = (
         Parameter("arm", True, "Stand in for the arm and its driver."),
         Parameter("policy", True, "Stand in for the policy."),
+        ALLOW_MOTION,
         Parameter("joint_rate_hz", 100.0, "Readings a second.", 1.0, 500.0),
         Parameter("chunk_rate_hz", 5.0, "Chunks a second.", 0.1, 50.0),
         Parameter("speed", 0.3, "Of the arm joints, rad/s.", 0.0, 2.0),
@@ -54,6 +55,8 @@ class ReplayNode(MolmoNode):
         self._began_ns: int | None = None
 
     def setup(self) -> None:
+        if self.param("measure_s") > 0.0:
+            self.require_motion_allowed()
         self._robot = embodiment(self.param("robot"))
         self._position = self._robot.rest_position.copy()
         self._direction = 1.0

@@ -58,6 +58,7 @@ class Parameter:
         return out
 
 
+ALLOW_MOTION = Parameter("allow_motion", False, "This node arms by itself and moves the arm: must be true to start.")
 COMMON = (
     Parameter("autostart", True, "Configure and activate by itself; otherwise a lifecycle manager does it."),
     Parameter("robot", "so101", "Which embodiment this node serves."),
@@ -165,6 +166,16 @@ class MolmoNode(LifecycleNode):
     def param(self, name: str) -> Any:
         """Value of a declared parameter."""
         return self.get_parameter(name).value
+
+    def require_motion_allowed(self) -> None:
+        """For nodes that measure and arm by themselves: nobody may start one beside an arm by mistake.
+
+        Raises:
+            ValueError: `allow_motion` is not true.
+        """
+        if not self.param("allow_motion"):
+            name = self.get_name()
+            raise ValueError(f"{name} arms by itself and moves the arm; start it with -p allow_motion:=true if it may")
 
     def now_ns(self) -> int:
         """ROS time, ns. The one clock that rooms are handed."""
