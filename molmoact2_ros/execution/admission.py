@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal, check_start, check_time, chunk_from_message
-from molmoact2_ros.execution.config import ExecutorConfig
+from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.curve import ChunkCurve
 from molmoact2_ros.execution.ensemble import Ensemble
 from molmoact2_ros.execution.feedback import Feedback
@@ -28,15 +30,23 @@ class Admission:
     `curve_of`, which touch nothing that changes."""
 
     def __init__(
-        self, robot: Embodiment, config: ExecutorConfig, safe: SafeSet, timeline: Timeline, feedback: Feedback
+        self,
+        robot: Embodiment,
+        config: ExecutorConfig,
+        safe: SafeSet,
+        timeline: Timeline,
+        feedback: Feedback,
+        counters: Counters,
     ) -> None:
         self._robot, self._config, self._safe = robot, config, safe
-        self._timeline, self._feedback = timeline, feedback
+        self._timeline, self._feedback, self._counters = timeline, feedback, counters
         self._ensemble = Ensemble(config.ensemble, config.ensemble_decay, robot.gripper_indices)
         limits = robot.limits
         self._decided = BinaryGrippers(robot.gripper_indices, limits.lower, limits.upper)
         self.heard_ns: int | None = None
         """When the last chunk came that could be followed."""
+        self.refused = ""
+        """Why the newest chunk was not one; empty when it was."""
 
     def drop(self, epoch_ns: int) -> None:
         """Forget all chunks; only observations of `epoch_ns` or later count from now on."""
@@ -48,6 +58,36 @@ class Admission:
     def check_message(self, message: ChunkMessage) -> Chunk | Refusal:
         """Everything that does not depend on the present moment."""
         return chunk_from_message(self._robot, message, self._config.position_margin)
+
+    def consider(
+        self, checked: Chunk | Refusal, now_ns: int, begin_ns: int, rest_ns: int | None, ramping: bool
+    ) -> Chunk | Refusal | None:
+        """The chunk to follow, why it is refused, or None for one that is ignored.
+
+        An arm that has rested since it was observed begins at the chunk's beginning, at `begin_ns`, however slow the
+        policy is. `rest_ns`: since when it rests; None while it moves.
+        """
+        if isinstance(checked, Refusal):
+            return self.refuse(checked)
+        ignored = self.reason_to_ignore(checked, ramping)
+        if ignored:
+            self._counters.chunks_ignored += 1
+            self._counters.last_ignored = ignored
+            return None
+        rested = rest_ns is not None and rest_ns <= checked.stamp_ns
+        if rested and checked.late_rows(begin_ns) > 0 and now_ns < checked.end_ns:
+            checked = checked.begun_at(begin_ns)
+        refusal = self.check_now(checked, now_ns)
+        if refusal is not None:
+            return self.refuse(refusal)
+        self.refused = ""
+        return checked
+
+    def refuse(self, refusal: Refusal) -> Refusal:
+        """Take note of a refusal, and return it."""
+        self.refused = self._counters.last_refusal = refusal.reason
+        self._counters.chunks_refused += 1
+        return refusal
 
     def reason_to_ignore(self, chunk: Chunk, ramping: bool) -> str:
         """Why a good chunk does not count; empty when it does."""
@@ -79,13 +119,13 @@ class Admission:
         """
         chunk = self._ensemble.merge(chunk)
         rows = self._decided.decide(chunk.rows, present) if self._config.binary_grippers else chunk.rows
-        return Chunk(chunk.stamp_ns, chunk.rate_hz, np.clip(rows, self._safe.lower, self._safe.upper))
+        return replace(chunk, rows=np.clip(rows, self._safe.lower, self._safe.upper))
 
     def curve_of(self, chunk: Chunk, at_ns: int) -> ChunkCurve:
         """The curve through the rows, passed no faster than the limits allow from `at_ns` on."""
         robot = self._robot
         bounds = self._safe.velocity_bounds if self._safe.varies else None
-        from_s = (at_ns - chunk.stamp_ns) * 1e-9
+        from_s = (at_ns - chunk.origin_ns) * 1e-9
         return ChunkCurve.of(chunk, robot.limits, robot.gripper_indices, robot.arms, bounds, from_s)
 
     def splice(self, curve: ChunkCurve, at_ns: int, motion: Motion, guard: WorkspaceGuard) -> Refusal | None:
@@ -118,7 +158,7 @@ class Admission:
         chunk = self._timeline.chunk
         if chunk is None:
             return None
-        silence = (now_ns - chunk.stamp_ns) * 1e-9
+        silence = (now_ns - chunk.origin_ns) * 1e-9
         because = self._timeline.ends_because or refused
         if self._timeline.finished(due_ns):
             horizon = len(chunk.rows) / chunk.rate_hz

@@ -1,4 +1,4 @@
-"""What speaks against arming, in one sentence, and the way to the start pose."""
+"""What speaks against arming, in one sentence, and where the start pose is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.config import ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
-from molmoact2_ros.execution.limits import Limiter
-from molmoact2_ros.execution.ramp import Ramp
-from molmoact2_ros.execution.workspace import WorkspaceGuard
 
 Array = NDArray[np.float64]
 
@@ -27,10 +24,12 @@ def reason_not_to_arm(
     heard_ns: int | None,
     now_ns: int,
     to_start: bool,
+    refused: str = "",
 ) -> str:
     """Why the arm must not be armed now; empty when nothing speaks against it.
 
     `heard_ns`: when the last usable chunk came. `to_start`: the arm is going to the start pose next, without a policy.
+    `refused`: why the newest chunk was not usable.
     """
     stale = feedback.stale(now_ns)
     if stale is not None:
@@ -57,31 +56,11 @@ def reason_not_to_arm(
                 f"{config.start_tolerance:g}); call executor/go_to_start"
             )
     if config.arm_needs_chunk:
+        hint = f"the last one was refused: {refused}" if refused else "is the policy running, and does it have a task?"
         if heard_ns is None:
-            return "no usable action chunk has come yet; is the policy running, and does it have a task?"
+            return f"no usable action chunk has come yet; {hint}"
         silence = (now_ns - heard_ns) * 1e-9
         if silence > config.chunk_timeout_s:
-            return (
-                f"no usable action chunk for {silence:.2f} s (limit {config.chunk_timeout_s:.2f} s); is the policy "
-                "running, and does it have a task?"
-            )
+            limit = config.chunk_timeout_s
+            return f"no usable action chunk for {silence:.2f} s (limit {limit:.2f} s); {hint}"
     return ""
-
-
-def ramp_to_start(
-    robot: Embodiment, config: ExecutorConfig, limiter: Limiter, guard: WorkspaceGuard, rest: Array, begin_ns: int
-) -> Ramp:
-    """The slow way from the last command to the start pose; grippers begin where they are to go (`rest` (dof,)).
-
-    Raises:
-        ValueError: the way leaves the workspace.
-    """
-    goal = np.clip(start_pose(robot, config), limiter.safe.lower, limiter.safe.upper)
-    start = limiter.motion.position.copy()
-    grippers = list(robot.gripper_indices)
-    start[grippers] = rest[grippers]
-    ramp = Ramp(start, goal, robot.limits, grippers, config.ramp_speed, begin_ns)
-    outside = guard.first_outside(ramp.way())
-    if outside is not None:
-        raise ValueError(outside[1])
-    return ramp

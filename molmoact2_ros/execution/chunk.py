@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +18,35 @@ MAX_HORIZONS = 10
 
 @dataclass(frozen=True)
 class Chunk:
-    """Joint targets as a function of absolute time: row i of `rows` (h, dof), rad, is due at stamp + (i + 1) / rate.
+    """Joint targets as a function of absolute time: row i of `rows` (h, dof), rad, is due at origin + (i + 1) / rate.
 
     Attributes:
         stamp_ns: capture time of the oldest observation that the chunk was predicted from.
+        delay_ns: how much later than its observation it begins; above 0 for an arm that has waited for it at rest.
     """
 
     stamp_ns: int
     rate_hz: float
     rows: Array
+    delay_ns: int = 0
+
+    @property
+    def origin_ns(self) -> int:
+        """The moment that its rows count from."""
+        return self.stamp_ns + self.delay_ns
 
     @property
     def end_ns(self) -> int:
         """When the last row is due."""
-        return self.stamp_ns + round(len(self.rows) * 1e9 / self.rate_hz)
+        return self.origin_ns + round(len(self.rows) * 1e9 / self.rate_hz)
+
+    def begun_at(self, now_ns: int) -> Chunk:
+        """The same rows in the same order, from the first one on: for an arm that rested where it was observed."""
+        return replace(self, delay_ns=max(0, now_ns - self.stamp_ns))
 
     def late_rows(self, now_ns: int) -> int:
         """Number of rows whose time has passed; they are never executed."""
-        return int(np.clip((now_ns - self.stamp_ns) * 1e-9 * self.rate_hz + 1e-6, 0, len(self.rows)))
+        return int(np.clip((now_ns - self.origin_ns) * 1e-9 * self.rate_hz + 1e-6, 0, len(self.rows)))
 
 
 @dataclass(frozen=True)

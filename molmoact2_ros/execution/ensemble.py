@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Ensemble:
         total = np.zeros_like(chunk.rows)
         weights = np.zeros((len(chunk.rows), 1))
         for age, other in enumerate(self._chunks):
-            shift = (chunk.stamp_ns - other.stamp_ns) * 1e-9
+            shift = (chunk.origin_ns - other.origin_ns) * 1e-9
             where = (times + shift) * other.rate_hz - 1.0  # in rows of the other chunk
             left = len(other.rows) - 1 - where
             share = np.ones_like(left) if other is chunk else np.clip(left / FADE_ROWS, 0.0, 1.0)
@@ -57,4 +58,4 @@ class Ensemble:
             weights += weight
         merged = total / weights
         merged[:, self._grippers] = chunk.rows[:, self._grippers]
-        return Chunk(chunk.stamp_ns, chunk.rate_hz, merged)
+        return replace(chunk, rows=merged)

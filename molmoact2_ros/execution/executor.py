@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.admission import Admission
-from molmoact2_ros.execution.arming import ramp_to_start, reason_not_to_arm
-from molmoact2_ros.execution.chunk import ChunkMessage, Refusal
+from molmoact2_ros.execution.arming import reason_not_to_arm, start_pose
+from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
+from molmoact2_ros.execution.figures import shown
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.mover import Mover
 from molmoact2_ros.execution.ramp import Ramp
@@ -56,10 +57,11 @@ class Executor:
         self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, self.counters)
         self._watch = Watch(robot, config, self._feedback)
         safe, timeline = self._mover.limiter.safe, self._mover.timeline
-        self._admission = Admission(robot, config, safe, timeline, self._feedback)
+        self._admission = Admission(robot, config, safe, timeline, self._feedback, self.counters)
         self._steady = SteadyTarget(robot)
         self._engaged = False
         self._arming = ""
+        self._rest_ns: int | None = None
         self._refused_ticks = 0
         self._last_tick_ns: int | None = None
         self._e_stop_reason = ""
@@ -115,22 +117,9 @@ class Executor:
         return self._supervisor.changes()
 
     def values(self, now_ns: int) -> dict[str, object]:
-        """Figures for `executor/state`, ready to print."""
+        """What `executor/state` says beside state and reason, ready to print."""
         with self._lock:
-            chunk, c = self._mover.timeline.chunk, self.counters
-            age = "" if chunk is None else f"{(now_ns - chunk.stamp_ns) * 1e-6:.1f}"
-            seen = "" if self._feedback.position is None else f"{(now_ns - self._feedback.stamp_ns) * 1e-6:.1f}"
-            due = self._mover.stops.due_ns
-            left = "" if due is None else f"{max(0, due - now_ns) * 1e-6:.0f}"
-            return {
-                "chunk_age_ms": age,
-                "joint_state_age_ms": seen,
-                "tracking_error_rad": f"{self._watch.tracking_error:.4f}",
-                "limited_ticks": self._mover.limiter.limited_ticks,
-                "stop_left_ms": left,
-                "pace": f"{1.0 / self._mover.timeline.stretch:.3f}",
-                **vars(c),
-            }
+            return shown(now_ns, self._mover, self._feedback, self._watch, self.counters)
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -172,27 +161,19 @@ class Executor:
         repeated chunks are ignored."""
         checked = message if isinstance(message, Refusal) else self._admission.check_message(message)
         with self._lock:
-            if isinstance(checked, Refusal):
-                return self._refuse(checked)
-            ignored = self._admission.reason_to_ignore(checked, ramping=self._mover.ramp is not None)
-            if ignored:
-                self.counters.chunks_ignored += 1
-                self.counters.last_ignored = ignored
-                return None
-            refusal = self._admission.check_now(checked, now_ns)
-            if refusal is not None:
-                return self._refuse(refusal)
+            begin_ns, rest_ns = self._mover.commanded_ns(now_ns), self._rest_ns if self._engaged else 0
+            chunk = self._admission.consider(checked, now_ns, begin_ns, rest_ns, ramping=self._mover.ramp is not None)
+            if not isinstance(chunk, Chunk):
+                return chunk
             if not self._supervisor.accepts(Event.CHUNK):
                 self.counters.chunks_previewed += 1
                 return None
-            commanded_ns = self._mover.commanded_ns(now_ns)
-            rows = self._admission.prepare(checked, self._mover.rest)
-        curve = self._admission.curve_of(rows, commanded_ns)  # some milliseconds, which the tick need not wait for
+            rows = self._admission.prepare(chunk, self._mover.rest)
+        curve = self._admission.curve_of(rows, begin_ns)  # some milliseconds, which the tick need not wait for
         with self._lock:
             # Meanwhile the arm may have been stopped, or a stop may have ended.
-            if self._admission.reason_to_ignore(checked, self._mover.ramp is not None) or not self._supervisor.accepts(
-                Event.CHUNK
-            ):
+            stopped = self._admission.reason_to_ignore(chunk, self._mover.ramp is not None)
+            if stopped or not self._supervisor.accepts(Event.CHUNK):
                 return None
             commanded_ns = self._mover.commanded_ns(now_ns)
             outside = self._admission.splice(curve, commanded_ns, self._mover.motion, self._mover.guard)
@@ -200,10 +181,10 @@ class Executor:
                 self._out_of_bounds = outside.reason
                 if self._supervisor.state is State.HOLDING:
                     self._supervisor.handle(Event.HALT, outside.reason)
-                return self._refuse(outside)
+                return self._admission.refuse(outside)
             self._out_of_bounds = ""
             self.counters.chunks_accepted += 1
-            self.counters.late_rows = checked.late_rows(now_ns)
+            self.counters.late_rows = chunk.late_rows(now_ns)
             self._mover.stops.forget()
             self._supervisor.handle(Event.CHUNK, "following the policy")
         return None
@@ -312,6 +293,8 @@ class Executor:
                 self._supervisor.handle(Event.AT_REST, "")
                 if self._supervisor.state in LET_GO:
                     self._release(now_ns)
+            rests = path is None and self._mover.motion.still
+            self._rest_ns = None if not rests else self._rest_ns or now_ns
             self._watch.commanded(setpoint)
             if self._feedback.position is not None:
                 self._steady.update(setpoint, self._feedback.position, now_ns)
@@ -363,7 +346,7 @@ class Executor:
             return f"cannot arm while {self._supervisor.state.value}: {self._supervisor.reason}"
         heard_ns = None if to_start else self._admission.heard_ns
         refusal = self._hardware_fault or reason_not_to_arm(
-            self.robot, self.config, self._feedback, heard_ns, now_ns, to_start
+            self.robot, self.config, self._feedback, heard_ns, now_ns, to_start, self._admission.refused
         )
         if refusal:
             return f"cannot arm: {refusal}"
@@ -372,6 +355,7 @@ class Executor:
         self._watch.begin(self._mover.rest, now_ns)
         self._drop(now_ns)
         self._engaged = True
+        self._rest_ns = now_ns
         self._arming = f"arming {now_ns}"
         self._out_of_bounds = ""
         self._supervisor.handle(Event.ARM, "armed; waiting for an action chunk")
@@ -382,10 +366,7 @@ class Executor:
         if stale:
             return False, f"cannot go to the start pose: {stale}"
         try:
-            begin_ns = self._mover.commanded_ns(now_ns)
-            ramp = ramp_to_start(
-                self.robot, self.config, self._mover.limiter, self._mover.guard, self._mover.rest, begin_ns
-            )
+            ramp = self._mover.ramp_to(start_pose(self.robot, self.config), self.config.ramp_speed, now_ns)
         except ValueError as error:
             return False, f"cannot go to the start pose: {error}"
         self._drop(now_ns)
@@ -396,11 +377,6 @@ class Executor:
         return True, done
 
     # -- watching -------------------------------------------------------------------------------------------------
-
-    def _refuse(self, refusal: Refusal) -> Refusal:
-        self.counters.chunks_refused += 1
-        self.counters.last_refusal = refusal.reason
-        return refusal
 
     def _watch_horizon(self, now_ns: int, due_ns: int) -> None:
         """What has moved the arm comes to its end."""

@@ -71,6 +71,21 @@ class Mover:
         path = self.timeline if self.ramp is None else self.ramp
         return None if path.finished(due_ns) else path
 
+    def ramp_to(self, pose: Array, speed: float, now_ns: int) -> Ramp:
+        """The slow path from the last command to `pose` (dof,), at a share `speed` of the velocity limits.
+
+        Raises:
+            ValueError: it leaves the workspace.
+        """
+        goal = np.clip(pose, self.limiter.safe.lower, self.limiter.safe.upper)
+        start, grippers = self.motion.position.copy(), list(self._robot.gripper_indices)
+        start[grippers] = self.rest[grippers]
+        ramp = Ramp(start, goal, self._robot.limits, grippers, speed, self.commanded_ns(now_ns))
+        outside = self.guard.first_outside(ramp.way())
+        if outside is not None:
+            raise ValueError(outside[1])
+        return ramp
+
     def arrived(self, due_ns: int) -> bool:
         """Whether a ramp is under way and has reached its end."""
         return self.ramp is not None and (self.ramp.reached(self.motion) or self.ramp.finished(due_ns))

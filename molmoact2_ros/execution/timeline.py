@@ -64,13 +64,13 @@ class Spliced:
         """How long it moves the arm, from its adoption on."""
         return max(0.0, self.done_s - self.at_s)
 
-    def since_stamp(self, now_ns: int) -> float:
-        """`now_ns` in s after the chunk's stamp."""
-        return (now_ns - self.curve.chunk.stamp_ns) * 1e-9
+    def since_origin(self, now_ns: int) -> float:
+        """`now_ns` in s after the chunk's origin."""
+        return (now_ns - self.curve.chunk.origin_ns) * 1e-9
 
     def sample(self, now_ns: int, after_s: Array | float = 0.0) -> Motion:
         """The wanted motion (..., dof) at `now_ns` + `after_s` (...); after the end of the chunk, at rest."""
-        t = self.since_stamp(now_ns) + np.asarray(after_s, dtype=np.float64)
+        t = self.since_origin(now_ns) + np.asarray(after_s, dtype=np.float64)
         position, velocity, acceleration = on_curve(self.curve, t, self.end_s, self.slow_down_s)
         x = t - self.at_s
         if (x < self.blend_s).any():
@@ -163,11 +163,11 @@ class Timeline:
         `end_ns`: come to rest where the chunk is by then although it goes on, `because` of this.
         """
         chunk = curve.chunk
-        at_s = (at_ns - chunk.stamp_ns) * 1e-9
+        at_s = (at_ns - chunk.origin_ns) * 1e-9
         end_s = len(chunk.rows) / chunk.rate_hz
         slow_down_s = self._slow_down_s
         if end_ns is not None:
-            end_s = min(end_s, (end_ns - chunk.stamp_ns) * 1e-9)
+            end_s = min(end_s, (end_ns - chunk.origin_ns) * 1e-9)
         position, velocity, acceleration = on_curve(curve, np.asarray(at_s), end_s, slow_down_s)
         offsets = motion.position - position, motion.velocity - velocity, motion.acceleration - acceleration
         for offset in offsets:
@@ -191,15 +191,15 @@ class Timeline:
     def slowing(self, now_ns: int) -> bool:
         """True at the end of the horizon, where the arm slows down because no newer chunk has come."""
         present = self._present
-        return present is not None and present.since_stamp(now_ns) > present.end_s - present.slow_down_s / 2.0
+        return present is not None and present.since_origin(now_ns) > present.end_s - present.slow_down_s / 2.0
 
     def finished(self, now_ns: int) -> bool:
         """True when the chunk has nothing left to say."""
-        return self._present is None or self._present.since_stamp(now_ns) >= self._present.done_s
+        return self._present is None or self._present.since_origin(now_ns) >= self._present.done_s
 
     def left_from(self, now_ns: int) -> float:
         """How long the chunk still moves the arm, s."""
-        return 0.0 if self._present is None else max(0.0, self._present.done_s - self._present.since_stamp(now_ns))
+        return 0.0 if self._present is None else max(0.0, self._present.done_s - self._present.since_origin(now_ns))
 
     def sample(self, now_ns: int, after_s: Array | float = 0.0) -> Motion:
         """The wanted motion (..., dof) at `now_ns` + `after_s` (...).

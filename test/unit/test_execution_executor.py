@@ -61,6 +61,8 @@ def test_a_chunk_is_followed_in_time(lead_s: float) -> None:
 
 def test_late_rows_are_skipped() -> None:
     cell = armed()
+    assert cell.send(ramp(0.0)) is None  # it is followed: absolute time counts from here on
+    cell.tick(5)
     early = cell.now_ns
     cell.tick(20)
     rows = ramp(0.3)
