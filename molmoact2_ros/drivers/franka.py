@@ -1,8 +1,9 @@
 """A Franka arm without ROS on its side: pylibfranka, for machines that have no franka_ros2.
 
-Two processes talk to the control box (`franka_loop.py`), for the arm at 1 kHz and for the hand; this side exchanges
-states and set-points with them. A reading is fresh when its state came after it was asked for; a box that has fallen
-silent ends the arm's process, and the arm is connected anew.
+Processes of their own talk to the control box: for the arm at 1 kHz (`franka_loop`), and for the hand and its stops
+(`franka_hand`); this side exchanges states and set-points with them. A reading is fresh when its state came after it
+was asked for; a box that has fallen silent ends the arm's process, and the arm is connected anew. A hand that is lost
+is connected anew by itself, while the arm holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,12 +22,21 @@ import numpy as np
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
-from molmoact2_ros.drivers.franka_loop import JOINTS, MODES, FrankaLink
+from molmoact2_ros.drivers.franka_hand import HOMED
+from molmoact2_ros.drivers.franka_link import JOINTS, MODES, FrankaLink
+from molmoact2_ros.drivers.franka_modes import meaning
 from molmoact2_ros.embodiments import embodiment
 
 _POLL_S = 0.0005
 _TAKES_S = 0.05
 """States come every millisecond; one that takes so long is missing."""
+_RECOVERS_S = 10.0
+"""While the box recovers from an error it gives no states; it takes so long at most."""
+_BEGINS_S = 0.6
+"""Control of an idle robot begins within this time, or something is in the way."""
+_HAND_S, _HAND_MOTION_S = 0.5, 5.0
+"""Readings of a hand at rest are never older; a motion over the whole width takes less than a second."""
+_RESTART_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,14 +59,22 @@ class FrankaConfig:
 
 
 class FrankaDriver:
-    """See `drivers.driver.Driver`. `now_ns` must be system time, the clock of the other process."""
+    """See `drivers.driver.Driver`. `now_ns` must be system time, the clock of the other processes.
+
+    `user_stopped`, `begin_recovery` and `recovery` may be called from any thread, the rest from one.
+    """
 
     def __init__(self, config: FrankaConfig, now_ns: Callable[[], int] = time.time_ns) -> None:
         self.config, self._now_ns = config, now_ns
         self.robot = embodiment(config.robot)
+        self._lock = threading.Lock()  # the link lives and dies under it
         self._link: FrankaLink | None = None
         self._arm: subprocess.Popen[str] | None = None
         self._hand: subprocess.Popen[str] | None = None
+        self._stopper: subprocess.Popen[str] | None = None
+        self._hand_error, self._hand_due = "", 0.0
+        self._last: Array | None = None
+        self._uncontrolled_since: float | None = None
 
     # -- Driver -------------------------------------------------------------------------------------------------------
 
@@ -65,124 +84,237 @@ class FrankaDriver:
         hardware_package("pylibfranka", "franka", "pylibfranka")
         if not self.config.address:
             raise DriverError("no address of the control box; set robot_ip (and leave out franka_ros2)")
-        self._link = link = FrankaLink(f"molmoact2_franka_{os.getpid()}_{time.monotonic_ns()}", create=True)
-        self._arm = self._spawn("arm")
+        link = FrankaLink(f"molmoact2_franka_{os.getpid()}_{time.monotonic_ns()}", create=True)
+        with self._lock:
+            self._link = link
+        arguments = [self.config.robot, *(["realtime"] if self.config.realtime else [])]
+        self._arm = self._spawn("franka_loop", [self.config.address, link.name, *arguments])
         if self.config.hand:
-            self._hand = self._spawn("hand")
-        deadline = time.monotonic() + self.config.start_s
-        while not link.state[1] or (self._hand is not None and not link.hand[1]):
-            for process, what in ((self._arm, "arm"), (self._hand, "hand")):
+            self._start_hand()
+        begun = time.monotonic()
+        while not link.state[0] or (self.config.hand and not (link.hand[3] and link.hand[4])):
+            for process, what in ((self._arm, "arm"), (self._hand, "hand"), (self._stopper, "hand")):
                 if process is not None and process.poll() is not None:
-                    said = process.stdout.read().strip() if process.stdout is not None else ""
+                    said = _last_words(process)
                     self.disconnect()
                     raise DriverError(
                         f"Franka {self.config.address}, {what}: {said or 'libfranka ended'}{_advice(said)}"
                     )
-            if time.monotonic() > deadline:
+            if time.monotonic() > begun + self.config.start_s:
                 self.disconnect()
                 raise DriverError(f"Franka {self.config.address} gives no state; is FCI activated in Desk?")
             time.sleep(0.005)
+        begun = time.monotonic()
+        while MODES[int(link.state[1])] == "Idle" and not link.state[2] and time.monotonic() < begun + _BEGINS_S:
+            time.sleep(0.005)
 
     def read(self) -> Reading:
-        """See `Driver`."""
+        """See `Driver`. While the box recovers from an error this waits for it."""
         link, asked = self._alive(), self._now_ns()
         deadline = time.monotonic() + _TAKES_S
+        latest = time.monotonic() + _RECOVERS_S
         while link.stamp_ns <= asked:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if link.recover[1] < link.recover[0] and now < latest:
+                deadline = now + _TAKES_S
+            if now > deadline:
                 raise StaleError(f"no state of the robot for {(self._now_ns() - link.stamp_ns) * 1e-9:.2f} s")
             self._alive()
             time.sleep(_POLL_S)
-        positions = np.append(link.state[4:11], link.hand[0])
-        return Reading(link.stamp_ns, positions, np.append(link.state[11:18], 0.0))
+        if link.state[2] or MODES[int(link.state[1])] != "Idle":
+            self._uncontrolled_since = None
+        elif self._uncontrolled_since is None:
+            self._uncontrolled_since = time.monotonic()
+        self._last = np.append(link.state[3:10], link.hand[0])
+        return Reading(link.stamp_ns, self._last.copy(), np.append(link.state[10:17], 0.0))
 
     def write(self, positions: Array) -> None:
-        """See `Driver`. While the robot is stopped or in reflex, commands are dropped, those of the hand too."""
+        """See `Driver`. Joints that are told to be exactly where they were last read are told to `hold`.
+
+        While the robot is stopped, guided, in reflex or not controlled, this raises StaleError: nothing goes out, nor
+        to the hand.
+        """
         link = self._alive()
-        if not link.state[3]:
+        if self._last is not None and np.array_equal(positions[:JOINTS], self._last[:JOINTS]):
+            self.hold()
             return
-        link.command[1 : 1 + JOINTS] = positions[:JOINTS]
-        if self.config.hand:
-            link.command[8] = positions[JOINTS]
-        link.command[0] += 1.0
+        if not link.state[2]:
+            raise StaleError(f"the robot takes no commands: {self._why_not(link)}")
+        link.send(np.asarray(positions, dtype=np.float64), time.monotonic_ns())
+
+    def hold(self) -> None:
+        """Stop the arm as fast as its limits allow, and the hand's motion at once; what the hand holds stays held.
+
+        Raises:
+            StaleError: the box is not connected. A robot that is not controlled has stopped by itself.
+        """
+        link = self._alive()
+        link.hold()
+        if link.busy_since_ns:
+            self._stop_hand()
 
     def health(self) -> Health:
-        """The robot's mode: a reflex must not be moved out of before somebody has looked."""
+        """The robot's mode: what is not controlled must not be armed, and a reflex must be looked at first."""
         link = self._alive()
-        mode, controlling, text = MODES[int(link.state[2])], bool(link.state[3]), link.text
-        values: dict[str, object] = {"robot_mode": mode, "controlled": controlling, "states": int(link.state[1])}
-        if mode == "Reflex":
-            return Health(Level.ERROR, f"reflex: {text or 'see Desk'}; call driver/recover", values)
-        if mode == "UserStopped":
+        index, controlling = int(link.state[1]), bool(link.state[2])
+        steps, planned, braked, mean_us, worst_us = link.steps
+        values: dict[str, object] = {
+            "robot_mode": MODES[index],
+            "controlled": controlling,
+            "states": int(link.state[0]),
+            "commands_at_limits": int(planned + braked),
+            "commands_sent": int(steps),
+            "filter_us": f"{mean_us:.0f}, at most {worst_us:.0f}",
+        }
+        hand = self._look_after_hand(link)
+        if link.recover[1] < link.recover[0]:
+            return Health(Level.ERROR, "recovering from an error", values)
+        mode = meaning(index, [link.text] if link.text else [])
+        if mode.fault:
+            return Health(Level.ERROR, mode.fault, values)
+        if mode.stopped:
             return Health(Level.WARN, "user stop is pressed; release it", values)
         if not controlling:
-            return Health(Level.WARN, f"not controlled, mode {mode}{': ' + text if text else ''}", values)
-        return Health(Level.OK, f"mode {mode}", values)
+            since = self._uncontrolled_since
+            lasts = since is not None and time.monotonic() - since > _BEGINS_S
+            return Health(Level.ERROR if lasts else Level.WARN, self._why_not(link), values)
+        if hand:
+            return Health(Level.ERROR, hand, values)
+        if link.hand_text:
+            return Health(Level.WARN, f"hand: {link.hand_text}", values)
+        return Health(Level.OK, f"mode {MODES[index]}", values)
 
     def confirms(self, positions: Array) -> bool:
         """See `Driver`: the arm's process takes set-points from shared memory."""
         return bool(np.array_equal(self._alive().command[1 : 1 + JOINTS], positions[:JOINTS]))
 
     def disconnect(self) -> None:
-        """See `Driver`. The robot brakes when its commands cease."""
-        for process in (self._arm, self._hand):
-            if process is not None:
-                process.send_signal(signal.SIGTERM)
-        for process in (self._arm, self._hand):
-            if process is None:
-                continue
+        """See `Driver`. The arm is brought to rest first; the hand ends its motion by itself."""
+        arm, self._arm = self._arm, None
+        if arm is not None:
+            arm.send_signal(signal.SIGTERM)
+        self._end_hand()
+        if arm is not None:
             try:
-                process.wait(2.0)
+                arm.wait(2.0)
             except subprocess.TimeoutExpired:  # libfranka waits for a box that is gone
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        self._arm = self._hand = None
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+                arm.kill()
+            _bury(arm)
+        with self._lock:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
+        self._last = self._uncontrolled_since = None
 
     def close(self) -> None:
         """See `Driver`."""
         self.disconnect()
 
-    # -- more ---------------------------------------------------------------------------------------------------------
+    # -- any thread ---------------------------------------------------------------------------------------------------
 
     @property
     def user_stopped(self) -> bool:
         """True while the user stop (or the enabling switch) holds the robot."""
-        link = self._link
-        return link is not None and MODES[int(link.state[2])] == "UserStopped"
+        with self._lock:
+            return self._link is not None and MODES[int(self._link.state[1])] == "UserStopped"
 
-    def recover(self, timeout_s: float = 5.0) -> str:
-        """Ask the box to recover from a reflex; returns why it did not, or an empty string.
+    def begin_recovery(self) -> tuple[str, float]:
+        """Ask the box to recover from an error, and do not wait; `recovery` tells what came of it.
 
         Raises:
             StaleError: the box is not connected.
         """
-        link = self._alive()
-        link.recover[0] += 1.0
-        deadline = time.monotonic() + timeout_s
-        while link.recover[1] < link.recover[0]:
-            if time.monotonic() > deadline:
-                return f"the control box did not answer within {timeout_s:.0f} s"
-            time.sleep(0.01)
-        return link.text
+        with self._lock:
+            if self._link is None:
+                raise StaleError(f"Franka {self.config.address} is not connected; it connects by itself")
+            self._link.recover[0] += 1.0
+            return self._link.name, float(self._link.recover[0])
+
+    def recovery(self, asked: tuple[str, float]) -> str | None:
+        """What came of what `begin_recovery` returned: None while it lasts, why it failed, or an empty string."""
+        with self._lock:
+            link = self._link
+            if link is None or link.name != asked[0]:
+                return "the connection was lost meanwhile; it comes back by itself"
+            return link.text if link.recover[1] >= asked[1] else None
+
+    # -- the processes ------------------------------------------------------------------------------------------------
+
+    def _why_not(self, link: FrankaLink) -> str:
+        text = link.text
+        return f"not controlled, mode {MODES[int(link.state[1])]}{': ' + text if text else ''}"
 
     def _alive(self) -> FrankaLink:
         if self._link is None or self._arm is None or self._arm.poll() is not None:
             raise StaleError(f"Franka {self.config.address}: the connection is lost; are box and network up?")
         return self._link
 
-    def _spawn(self, part: str) -> subprocess.Popen[str]:
+    def _start_hand(self) -> None:
         assert self._link is not None
-        command = [sys.executable, "-m", "molmoact2_ros.drivers.franka_loop", part, self.config.address]
-        command.append(self._link._memory.name)
-        if self.config.realtime:
-            command.append("realtime")
+        arguments = [self.config.address, self._link.name]
+        self._hand = self._spawn("franka_hand", ["move", *arguments])
+        self._stopper = self._spawn("franka_hand", ["stop", *arguments], subprocess.PIPE)
+
+    def _end_hand(self) -> None:
+        for process in (self._hand, self._stopper):
+            if process is not None:
+                process.kill()  # a motion would not let it end otherwise, and it owns nothing
+                _bury(process)
+        self._hand = self._stopper = None
+
+    def _stop_hand(self) -> None:
+        if self._stopper is not None and self._stopper.stdin is not None:
+            with suppress(OSError):
+                self._stopper.stdin.write("stop\n")
+                self._stopper.stdin.flush()
+
+    def _look_after_hand(self, link: FrankaLink) -> str:
+        """Why the hand cannot be used, or an empty string; starts what has ended, and stops what does not end."""
+        if not self.config.hand:
+            return ""
+        now = time.monotonic()
+        ended = [p for p in (self._hand, self._stopper) if p is not None and p.poll() is not None]
+        if ended and now >= self._hand_due:
+            self._hand_due = now + _RESTART_S
+            self._hand_error = _last_words(ended[0]) or "its process ended"
+            self._end_hand()
+            link.busy_since_ns = link.hand_stamp_ns = 0
+            link.hand[4] = 0.0
+            self._start_hand()
+        busy_s = (self._now_ns() - link.busy_since_ns) * 1e-9 if link.busy_since_ns else 0.0
+        silent_s = (self._now_ns() - link.hand_stamp_ns) * 1e-9
+        if busy_s > _HAND_MOTION_S:
+            self._stop_hand()
+            return f"Franka Hand: a motion does not end ({busy_s:.0f} s); what blocks it?"
+        if not busy_s and silent_s > _HAND_S:
+            since = f"for {silent_s:.1f} s" if link.hand_stamp_ns else "since it was lost"
+            because = f": {self._hand_error}" if self._hand_error else ""
+            return f"Franka Hand: no reading {since}{because}; is it connected and initialised in Desk?"
+        if not link.hand[4]:
+            return "Franka Hand: it cannot be stopped yet; its process is starting"
+        self._hand_error = ""
+        if link.hand[1] < HOMED:
+            return "Franka Hand: homing was never done; home it in Desk, then the arm can be armed"
+        return ""
+
+    def _spawn(self, module: str, arguments: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", f"molmoact2_ros.drivers.{module}", *arguments]
         with suppress(OSError):
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+            return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True)
         raise DriverError(f"cannot start {command[0]}")
+
+
+def _bury(process: subprocess.Popen[str]) -> None:
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+
+
+def _last_words(process: subprocess.Popen[str]) -> str:
+    """What an ended process said."""
+    return process.stdout.read().strip() if process.stdout is not None else ""
 
 
 def _advice(said: str) -> str:

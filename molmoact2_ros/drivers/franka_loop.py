@@ -1,120 +1,60 @@
-"""The part of the Franka driver that talks to the control box, in processes of its own.
+"""The part of the Franka driver that talks to the control box at 1 kHz, in a process of its own.
 
-libfranka's Python binding holds the interpreter while it waits, a millisecond at a time for the arm and whole motions
-for the hand, so neither may share a process with anything else. `FrankaLink` is what the driver and they exchange.
+libfranka's Python binding holds the interpreter while it waits, a millisecond at a time, so nothing else may share it.
 
-    python -m molmoact2_ros.drivers.franka_loop arm|hand <address> <name of the link> [realtime]
+    python -m molmoact2_ros.drivers.franka_loop <address> <name of the link> <name of the robot> [realtime]
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
 from contextlib import suppress
-from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.drivers.franka_filter import SetpointFilter
+from molmoact2_ros.drivers.franka_link import MODES, FrankaLink
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.embodiments.franka_droid import ARM_JOINTS, ArmModel, FrankaDroid
+
 Array = NDArray[np.float64]
 
-JOINTS = 7
-MODES = ("Other", "Idle", "Move", "Guiding", "Reflex", "UserStopped", "AutomaticErrorRecovery")
-BOX, ORDER = 20, 3
-"""Set-points come at 100 Hz; three moving averages over 20 ms make a curve of them whose acceleration is continuous, as
-the box demands. They come 30 ms later for it."""
-GRASP_SPEED, GRASP_FORCE, HYSTERESIS, SETTLED_S = 0.1, 30.0, 0.005, 0.2
-"""Of the hand: m/s, N, the least change of the width that starts a motion, m, and how long a width must stay the same
-to be reached exactly, s: a motion of the hand blocks it, so not every set-point can be one."""
 SILENCE = "communication_constraints_violation"
 """The error of a box whose commands did not come in time."""
-_RETRY_S = 0.2
-
-
-class FrankaLink:
-    """Shared memory between the driver and its two processes. Times are ROS time in ns, positions rad and m.
-
-    Attributes:
-        state: stamp of the newest state, number of states, mode, controlling (0 or 1), q (7), dq (7).
-        hand: half of the width between the fingers, and the stamp of that reading.
-        command: number of commands, q (7), half of the width.
-        recover: how often the driver has asked for error recovery, and how often it was done.
-    """
-
-    _SIZE, _TEXT = 64, 512
-
-    def __init__(self, name: str, create: bool) -> None:
-        self._memory = shared_memory.SharedMemory(name=name, create=create, size=8 * self._SIZE + self._TEXT)
-        if not create:  # the driver removes it; Python's tracker would do so when this process ends
-            resource_tracker.unregister(self._memory._name, "shared_memory")  # type: ignore[attr-defined]
-        self._owner = create
-        self._values: Array = np.ndarray((self._SIZE,), np.float64, self._memory.buf)
-        self._stamps: NDArray[np.int64] = np.ndarray((self._SIZE,), np.int64, self._memory.buf)
-        self._words: NDArray[np.uint8] = np.ndarray((self._TEXT,), np.uint8, self._memory.buf, 8 * self._SIZE)
-        self.state, self.hand = self._values[0:18], self._values[20:22]
-        self.command, self.recover = self._values[24:33], self._values[40:42]
-
-    @property
-    def stamp_ns(self) -> int:
-        """When the newest state came."""
-        return int(self._stamps[50])
-
-    @stamp_ns.setter
-    def stamp_ns(self, value: int) -> None:
-        self._stamps[50] = value
-
-    @property
-    def text(self) -> str:
-        """What the box complains about."""
-        return self._words.tobytes().rstrip(b"\0").decode(errors="replace")
-
-    @text.setter
-    def text(self, value: str) -> None:
-        data = value.encode()[: self._TEXT]
-        self._words[:] = np.frombuffer(data.ljust(self._TEXT, b"\0"), np.uint8)
-
-    def close(self) -> None:
-        """Let go of the memory; the driver removes it."""
-        del self.state, self.hand, self.command, self.recover, self._values, self._stamps, self._words
-        self._memory.close()
-        if self._owner:
-            with suppress(FileNotFoundError):
-                self._memory.unlink()
-
-
-class Smoother:
-    """Moving averages in a row over set-points, one `step` a millisecond. Starts at rest at `start` (7,)."""
-
-    def __init__(self, start: Array) -> None:
-        self._buffers = np.tile(start, (ORDER, BOX, 1))
-        self._sums = self._buffers.sum(axis=1)
-        self._next = 0
-
-    def step(self, target: Array) -> Array:
-        """Take the present set-point; return the position to command now."""
-        value = target
-        for order in range(ORDER):
-            self._sums[order] += value - self._buffers[order, self._next]
-            self._buffers[order, self._next] = value
-            value = self._sums[order] / BOX
-        self._next = (self._next + 1) % BOX
-        return value
+ROUNDING = 1e-6
+"""Rad: states come with 32 bit numbers. What the box wants and what it was sent differ by more after a lost packet."""
+REST = 1e-6
+"""Rad/s."""
+RETRY_S = 0.2
+FINISH_S = 1.5
+"""So long the arm may take to come to rest before its motion is ended."""
 
 
 class ArmLoop:
-    """Reads states at 1 kHz and, while the robot lets it, holds or moves it."""
+    """Reads states at 1 kHz and, while the robot lets it, holds or moves it.
 
-    def __init__(self, franka: Any, robot: Any, link: FrankaLink) -> None:
-        self._franka, self._robot, self._link = franka, robot, link
+    Args:
+        franka: pylibfranka, or what stands in for it.
+        robot: its Robot.
+        arm: whose limits are kept.
+        link: what is exchanged with the driver.
+    """
+
+    def __init__(self, franka: Any, robot: Any, arm: ArmModel, link: FrankaLink) -> None:
+        self._franka, self._robot, self._arm, self._link = franka, robot, arm, link
         self._control: Any = None
-        self._smoother = Smoother(np.zeros(JOINTS))
-        self._held: Array = np.zeros(JOINTS)
-        self._taken = 0.0
+        self._filter: SetpointFilter | None = None
+        self._sent: Array = np.zeros(ARM_JOINTS)
+        self._taken = self._held = 0.0
         self._blocked_until = 0.0
         self._seen = False
+        self._cost_us = 0.0
 
     def step(self) -> None:
         """One state, and one command where the robot is controlled. Raises NetworkException when the box is lost.
@@ -131,36 +71,65 @@ class ArmLoop:
                     self._recover()  # the box stopped because an earlier connection broke off; nothing was touched
             self._seen = True
             if state.robot_mode.name == "Idle" and time.monotonic() >= self._blocked_until:
-                self._begin(state)
+                self._begin()
             return
         try:
-            state, passed = self._control.readOnce()
+            state, _ = self._control.readOnce()
             self._note(state)
-            for _ in range(max(1, min(round(1e3 * passed.to_sec()), 5))):
-                position = self._smoother.step(self._target())
-            self._control.writeOnce(self._franka.JointPositions(position.tolist()))
+            self._control.writeOnce(self._franka.JointPositions(self._next(state)))
         except self._franka.NetworkException:
             raise
         except RuntimeError as error:  # reflex, user stop: states go on, commands do not
             self._link.text = str(error)
-            self._control = None
+            self._control = self._filter = None
 
     def finish(self) -> None:
-        """End the motion as the box wants it."""
-        if self._control is None:
-            return
+        """Bring the arm to rest and end its motion as the box wants it."""
+        deadline = time.monotonic() + FINISH_S
         with suppress(RuntimeError):
-            last = self._franka.JointPositions(self._smoother.step(self._held).tolist())
-            last.motion_finished = True
-            self._control.readOnce()
-            self._control.writeOnce(last)
+            while self._control is not None:
+                state, _ = self._control.readOnce()
+                self._note(state)
+                if self._filter is not None:
+                    self._filter.hold()
+                last = self._franka.JointPositions(self._next(state, take=False))
+                rests = self._filter is None or np.abs(self._filter.velocity).max() < REST
+                if rests or time.monotonic() > deadline:
+                    last.motion_finished = True
+                self._control.writeOnce(last)
+                if last.motion_finished:
+                    break
         self._control = None
 
-    def _begin(self, state: Any) -> None:
-        start = np.array(state.q_d)
-        self._held, self._taken = start, float(self._link.command[0])  # commands of before do not count any more
-        self._smoother = Smoother(start)
-        self._blocked_until = time.monotonic() + _RETRY_S
+    def _next(self, state: Any, take: bool = True) -> list[float]:
+        """The position to command after `state`."""
+        begun = time.perf_counter()
+        link, now = self._link, time.monotonic()
+        wanted = np.array(state.q_d)
+        if self._filter is None:
+            self._filter = SetpointFilter(self._arm, wanted)
+        elif np.abs(wanted - self._sent).max() > ROUNDING:  # a packet was lost, and the box went on by itself
+            self._filter.reset(wanted, np.array(state.dq_d), np.array(state.ddq_d))
+        if take:
+            if link.holds[0] > self._held:
+                self._held, self._taken = float(link.holds[0]), float(link.holds[1])
+                self._filter.hold()
+            elif (found := link.take(self._taken)) is not None:
+                self._taken = found[0]
+                self._filter.setpoint(found[1][:ARM_JOINTS], found[2] * 1e-9)
+        self._sent = self._filter.step(now)
+        out: list[float] = self._sent.tolist()
+        taken_us = (time.perf_counter() - begun) * 1e6
+        self._cost_us += 0.01 * (taken_us - self._cost_us)
+        link.steps[:4] = self._filter.steps, self._filter.planned, self._filter.braked, self._cost_us
+        link.steps[4] = max(link.steps[4], taken_us)
+        return out
+
+    def _begin(self) -> None:
+        # Commands and holds of before do not count any more: the arm stays where it is.
+        self._taken, self._held = float(self._link.command[9]), float(self._link.holds[0])
+        self._filter = None
+        self._blocked_until = time.monotonic() + RETRY_S
         try:
             self._control = self._robot.start_joint_position_control(self._franka.ControllerMode.JointImpedance)
         except self._franka.NetworkException:
@@ -170,14 +139,9 @@ class ArmLoop:
         else:
             self._link.text = ""
 
-    def _target(self) -> Array:
-        if self._link.command[0] > self._taken:
-            self._taken, self._held = float(self._link.command[0]), self._link.command[1:8].copy()
-        return self._held
-
     def _recover(self) -> None:
         asked = float(self._link.recover[0])
-        self._control = None
+        self._control = self._filter = None
         try:
             self._robot.automatic_error_recovery()
             self._link.text = ""
@@ -189,69 +153,42 @@ class ArmLoop:
 
     def _note(self, state: Any) -> None:
         link = self._link
-        link.state[4:11], link.state[11:18] = state.q, state.dq
-        link.state[2] = MODES.index(state.robot_mode.name)
-        link.state[3] = float(self._control is not None)
+        link.state[3:10], link.state[10:17] = state.q, state.dq
+        link.state[1] = MODES.index(state.robot_mode.name)
+        link.state[2] = float(self._control is not None)
         link.stamp_ns = time.time_ns()
-        link.state[1] += 1.0
+        link.state[0] += 1.0
 
 
 def _errors(state: Any) -> str:
     return str(state.current_errors).strip("[]").replace('"', "")
 
 
-def run_arm(address: str, link: FrankaLink, realtime: bool, ended: list[int]) -> None:
-    """Serve the arm until a signal, or until the box is lost."""
+def run_arm(address: str, link: FrankaLink, arm: ArmModel, realtime: bool, ended: list[int]) -> None:
+    """Serve the arm until a signal, until the driver has gone, or until the box is lost."""
     import pylibfranka
 
     config = pylibfranka.RealtimeConfig.kEnforce if realtime else pylibfranka.RealtimeConfig.kIgnore
     robot = pylibfranka.Robot(address, config)
-    loop = ArmLoop(pylibfranka, robot, link)
-    while not ended:
+    loop = ArmLoop(pylibfranka, robot, arm, link)
+    parent = os.getppid()
+    gc.disable()  # a collection takes milliseconds, and nothing here makes circles
+    while not ended and os.getppid() == parent:
         loop.step()
     loop.finish()
 
 
-def run_hand(address: str, link: FrankaLink, ended: list[int]) -> None:
-    """Serve the hand until a signal: a motion when the wanted width changes, readings in between.
-
-    Closing is a grasp, which holds what is in the way with a force; opening is a motion.
-    """
-    import pylibfranka
-
-    gripper = pylibfranka.Gripper(address)
-    present = gripper.read_once().width
-    link.hand[:] = present / 2.0, 1.0
-    link.command[8] = present / 2.0
-    sent = last = present
-    since = time.monotonic()
-    while not ended:
-        wanted = 2.0 * float(link.command[8])
-        if wanted != last:
-            last, since = wanted, time.monotonic()
-        least = 0.0005 if time.monotonic() - since > SETTLED_S else HYSTERESIS
-        if abs(wanted - sent) > least:
-            closing, sent = wanted < sent, wanted
-            with suppress(pylibfranka.CommandException):
-                if closing:
-                    gripper.grasp(wanted, GRASP_SPEED, GRASP_FORCE, 0.08, 0.08)
-                else:
-                    gripper.move(wanted, GRASP_SPEED)
-        link.hand[0] = gripper.read_once().width / 2.0
-
-
 def main() -> None:
-    """Entry point of both processes."""
-    part, address, name = sys.argv[1:4]
+    """Entry point of the process."""
+    address, name, robot = sys.argv[1:4]
     link = FrankaLink(name, create=False)
+    described = embodiment(robot)
+    assert isinstance(described, FrankaDroid)
     ended: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.append(1))
     try:
-        if part == "arm":
-            run_arm(address, link, "realtime" in sys.argv[4:], ended)
-        else:
-            run_hand(address, link, ended)
+        run_arm(address, link, described.arm, "realtime" in sys.argv[4:], ended)
     except Exception as error:  # libfranka raises what it likes; the driver reads it on this line
         print(" ".join(str(error).split()), flush=True)
         os._exit(1)  # a binding that waits for the box would not let the process end

@@ -13,7 +13,10 @@ from molmoact2_ros.nodes.ros.node_base import LATCHED, Parameter, main_of
 
 class FrankaDriverNode(DriverNode):
     """See `DriverNode` and `drivers/franka.py`. The user stop presses `e_stop` and releases it again; the executor
-    stays stopped until `executor/reset_e_stop`."""
+    stays stopped until `executor/reset_e_stop`.
+
+    `driver/recover` answers at once: recovery takes the box its time, and an e-stop must be heard meanwhile. What came
+    of it is in the log and in `driver/state`."""
 
     PARAMETERS = (
         *DriverNode.LOOP,
@@ -29,6 +32,7 @@ class FrankaDriverNode(DriverNode):
         self._driver = FrankaDriver(config, self.now_ns)
         self._stop_publisher = self.output(Bool, "e_stop", LATCHED)
         self._stopped = False
+        self._recovering: tuple[str, float] | None = None
         self.serve(Trigger, "driver/recover", self._on_recover)
         return self._driver
 
@@ -38,13 +42,25 @@ class FrankaDriverNode(DriverNode):
         if stopped != self._stopped:
             self._stopped = stopped
             self._stop_publisher.publish(Bool(data=stopped))
+        if self._recovering is None or (problem := self._driver.recovery(self._recovering)) is None:
+            return
+        self._recovering = None
+        if problem:
+            self.get_logger().error(f"the robot has not recovered: {problem}")
+        else:
+            self.get_logger().info("the robot has recovered; disarm and arm again")
 
     def _on_recover(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._recovering is not None:
+            response.message = "recovery is under way; driver/state tells when it is over"
+            return response
         try:
-            problem = self._driver.recover()
+            self._recovering = self._driver.begin_recovery()
         except StaleError as error:
-            problem = str(error)
-        response.success, response.message = not problem, problem or "recovered; disarm and arm again"
+            response.message = str(error)
+            return response
+        response.success = True
+        response.message = "recovery has begun; once driver/state is OK, disarm and arm again"
         return response
 
 

@@ -1,82 +1,23 @@
-"""The real pylibfranka on an emulated control box in a process of its own: units, modes, recovery, a lost box."""
+"""The real pylibfranka on an emulated control box in a process of its own, which is as strict as Franka's: units,
+limits, modes, recovery, holds, a lost box."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import subprocess
-import sys
+import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from franka_rig import Rig, until
 
-from molmoact2_ros.bringup.processes import node_environment
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
-from molmoact2_ros.drivers.franka_loop import Smoother
-from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.simulation.emulators.fci import FASTEST
-from molmoact2_ros.simulation.emulators.fci_link import Fault, FciLink
-
-ROBOT = embodiment("franka")
-_NUMBERS = itertools.count(1)
-
-
-class Rig:
-    """A box, and joints that go at once where it drives them."""
-
-    def __init__(self) -> None:
-        name = f"test_{os.getpid()}_{next(_NUMBERS)}"
-        self.link = FciLink(name, create=True)
-        self.link.positions[:] = self.link.targets[:] = ROBOT.rest_position
-        address = f"127.{130 + os.getpid() % 100}.{os.getpid() // 100 % 250}.{next(_NUMBERS)}"
-        command = [sys.executable, "-m", "molmoact2_ros.simulation.emulators.fci", address, name]
-        self.box = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=node_environment())
-        assert "ready" in self.box.stdout.readline()
-        self._ended = threading.Event()
-        self._mover = threading.Thread(target=self._move, daemon=True)
-        self._mover.start()
-        self.driver = FrankaDriver(FrankaConfig(address, realtime=False))
-
-    def _move(self) -> None:
-        while not self._ended.wait(0.001):
-            if self.link.driven:
-                self.link.positions[:] = self.link.targets
-
-    def fault(self, fault: Fault, figure: float = 0.0) -> None:
-        self.link.fault = fault, figure
-
-    def close(self) -> None:
-        self.driver.close()
-        self._ended.set()
-        self._mover.join(5.0)
-        self.box.terminate()
-        self.box.wait(5.0)
-        self.box.stdout.close()
-        self.link.close()
-
-    def until(self, condition, what: str, deadline_s: float = 20.0) -> None:
-        end = time.monotonic() + deadline_s
-        while not condition():
-            assert time.monotonic() < end, f"waited for {what}"
-            time.sleep(0.01)
-
-    def controlled(self) -> None:
-        self.driver.connect()
-        self.until(lambda: self.driver.health().level is Level.OK, "control of the arm")
-
-    def go(self, goal: np.ndarray, seconds: float = 0.6) -> None:
-        """Send set-points at about 100 Hz from here to `goal`, as the executor does."""
-        start = self.driver.read().positions
-        begun = time.monotonic()
-        while (share := (time.monotonic() - begun) / seconds) < 1.0:
-            self.driver.write(start + (goal - start) * (10 * share**3 - 15 * share**4 + 6 * share**5))
-            time.sleep(0.01)
-        self.driver.write(goal)
+from molmoact2_ros.simulation.emulators.fci_link import Fault
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +30,84 @@ def box() -> Iterator[Rig]:
 @pytest.fixture
 def rig(box: Rig) -> Iterator[Rig]:
     box.fault(Fault.NONE)
+    box.link.reflexes[:] = 0.0
     yield box
     box.fault(Fault.NONE)
     box.driver.disconnect()
+
+
+def ahead(rig: Rig, way: float = 0.1) -> np.ndarray:
+    """A goal `way` rad from here, towards the middle of the joints."""
+    goal = rig.driver.read().positions
+    goal[:7] += way * np.where(goal[:7] > rig.driver.robot.rest_position[:7] + 0.05, -1.0, 1.0)
+    return goal
 
 
 def test_connecting_moves_nothing_and_set_points_reach_joints_and_hand(rig: Rig):
     rig.controlled()
     start = rig.link.positions.copy()
     assert np.allclose(rig.driver.read().positions, start, atol=1e-5)
-    goal = start.copy()
-    goal[:7] += 0.1
+    goal = ahead(rig)
     goal[7] = 0.01
     rig.go(goal)
-    rig.until(lambda: np.allclose(rig.link.positions, goal, atol=1e-4), "the goal")
-    rig.until(lambda: np.allclose(rig.driver.read().positions, goal, atol=1e-3), "the readings")
-    assert rig.driver.health().level is Level.OK
+    until(lambda: np.allclose(rig.link.positions, goal, atol=1e-4), "the goal")
+    until(lambda: np.allclose(rig.driver.read().positions, goal, atol=1e-3), "the readings")
+    assert rig.health().level is Level.OK
+    assert rig.reflexes == {}
+
+
+def test_motion_holds_jumps_and_lost_packets_make_no_reflex(rig: Rig):
+    """The box counts what it was sent: limits that are nearly used, and never broken."""
+    rig.controlled()
+    rig.go(ahead(rig, 0.5), 0.5)
+    rig.driver.write(ahead(rig, 0.5))  # a jump of half a radian, as far as a driver lets one through
+    rig.driver.hold()
+    rig.fault(Fault.LOST, 0.05)
+    rig.go(ahead(rig, 0.3), 0.5)
+    rig.driver.hold()
+    rig.fault(Fault.NONE)
+    rig.go(ahead(rig, 0.2))
+    assert rig.health().level is Level.OK
+    share, bend, jerk, commands, missed, _, _ = rig.link.seen
+    assert rig.reflexes == {} and commands > 1000 and missed > 10
+    assert share < 1.0 and 8.0 < bend <= 10.0 and jerk <= 5000.0
+
+
+def test_a_hold_in_motion_stops_on_the_way_and_stays(rig: Rig):
+    rig.controlled()
+    goal = ahead(rig, 0.4)
+    rig.go(goal, 0.8, until_share=0.5)
+    before = rig.link.positions[:7].copy()
+    rig.driver.hold()
+    until(lambda: not np.any(rig.link.targets[:7].copy() - _later(rig)), "rest")
+    stopped, way = rig.link.positions[:7].copy(), np.sign(goal[:7] - before)
+    assert np.all((stopped - before) * way > 0.0) and np.abs(stopped - before).max() < 0.08
+    rig.driver.write(rig.driver.read().positions)  # "stay where you were read" is a hold as well
+    assert not np.any(_later(rig) - stopped)
+    assert rig.reflexes == {}
+
+
+def _later(rig: Rig) -> np.ndarray:
+    """Where the joints are after 30 more readings."""
+    for _ in range(30):
+        rig.driver.read()
+    return rig.link.targets[:7].copy()
+
+
+def test_a_target_that_was_just_read_holds_a_moving_arm_without_going_back(rig: Rig):
+    """What a driver's loop writes on an e-stop or when commands cease: the last reading, which lies behind."""
+    rig.controlled()
+    goal = ahead(rig, 0.4)
+    rig.go(goal, 0.8, until_share=0.5)
+    reading = rig.driver.read().positions
+    rig.driver.write(reading)
+    way = np.sign(goal[:7] - reading[:7])
+    positions = [rig.link.targets[:7].copy()]
+    for _ in range(200):
+        rig.driver.read()
+        positions.append(rig.link.targets[:7].copy())
+    assert np.all(np.diff(np.array(positions), axis=0) * way > -1e-6), "it went back"
+    assert not np.any(positions[-1] - positions[-20])
 
 
 def test_a_reading_is_of_a_state_that_came_after_the_call(rig: Rig):
@@ -113,74 +116,124 @@ def test_a_reading_is_of_a_state_that_came_after_the_call(rig: Rig):
         asked = time.time_ns()
         assert rig.driver.read().stamp_ns > asked
     rig.fault(Fault.SILENT)
-    rig.until(lambda: _stale(rig.driver), "silence")
-
-
-def _stale(driver: FrankaDriver) -> str:
-    try:
-        driver.read()
-    except StaleError as error:
-        return str(error)
-    return ""
+    until(lambda: rig.stale(), "silence")
 
 
 def test_a_silent_box_ends_the_connection_and_the_next_one_recovers_from_the_silence(rig: Rig):
     rig.controlled()
     rig.fault(Fault.SILENT)
-    rig.until(lambda: "connection is lost" in _stale(rig.driver), "the loss")
+    until(lambda: "connection is lost" in rig.stale(), "the loss")
+    assert rig.reflexes == {"communication_constraints_violation": 1}
     rig.driver.disconnect()
     rig.fault(Fault.NONE)
     rig.controlled()
-    assert rig.driver.health().values["robot_mode"] == "Move"
+    assert rig.health().values["robot_mode"] == "Move"
 
 
 def test_a_reflex_is_an_error_until_it_is_recovered_from_and_readings_go_on(rig: Rig):
     rig.controlled()
     rig.fault(Fault.REFLEX)
-    rig.until(lambda: rig.driver.health().level is Level.ERROR, "the reflex")
-    assert "joint_reflex" in rig.driver.health().message and "driver/recover" in rig.driver.health().message
-    assert not _stale(rig.driver)
-    assert "aborted" in rig.driver.recover() or rig.driver.health().level is Level.ERROR
+    until(lambda: rig.health().level is Level.ERROR, "the reflex")
+    assert "joint_reflex" in rig.health().message and "driver/recover" in rig.health().message
+    assert not rig.stale()
+    with pytest.raises(StaleError, match=r"takes no commands.*Reflex"):
+        rig.driver.write(ahead(rig))
+    assert "aborted" in rig.recover() or rig.health().level is Level.ERROR
     rig.fault(Fault.NONE)
-    assert rig.driver.recover() == ""
-    rig.until(lambda: rig.driver.health().level is Level.OK, "control of the arm")
+    assert rig.recover() == ""
+    until(lambda: rig.health().level is Level.OK, "control of the arm")
+
+
+def test_recovery_that_takes_its_time_blocks_nobody_and_outlives_a_lost_link(rig: Rig):
+    rig.controlled()
+    rig.fault(Fault.REFLEX)
+    until(lambda: rig.health().level is Level.ERROR, "the reflex")
+    rig.fault(Fault.SLOW_RECOVERY)
+    asked = rig.driver.begin_recovery()
+    assert rig.driver.recovery(asked) is None  # it lasts 1.5 s
+    assert "recovering" in rig.driver.health().message and rig.driver.health().level is Level.ERROR
+    rig.driver.read()  # waits for the box, and so keeps the connection
+    until(lambda: rig.driver.recovery(asked) == "", "recovery")
+    until(lambda: rig.health().level is Level.OK, "control of the arm")
+    rig.fault(Fault.REFLEX)
+    until(lambda: rig.health().level is Level.ERROR, "the reflex")
+    rig.fault(Fault.SLOW_RECOVERY)
+    asked = rig.driver.begin_recovery()
+    others = threading.Thread(target=lambda: [rig.driver.recovery(asked) for _ in range(100_000)])
+    others.start()
+    rig.driver.disconnect()
+    others.join()
+    assert "lost meanwhile" in rig.driver.recovery(asked)
+    with pytest.raises(StaleError, match="not connected"):
+        rig.driver.begin_recovery()
+    rig.fault(Fault.NONE)
+    rig.driver.connect()
+    assert rig.recover() == ""
 
 
 def test_the_user_stop_is_told_and_control_comes_back_with_its_release(rig: Rig):
     rig.controlled()
     before = rig.link.positions.copy()
     rig.fault(Fault.USER_STOP)
-    rig.until(lambda: rig.driver.user_stopped, "the user stop")
-    rig.driver.write(before + 0.2)
-    assert not _stale(rig.driver)
+    until(lambda: rig.driver.user_stopped, "the user stop")
+    with pytest.raises(StaleError, match=r"takes no commands.*UserStopped"):
+        rig.driver.write(before + 0.2)
+    rig.driver.hold()  # it has stopped by itself
+    assert not rig.stale() and rig.health().level is Level.WARN
     rig.fault(Fault.NONE)
-    rig.until(lambda: rig.driver.health().level is Level.OK, "control of the arm")
+    until(lambda: rig.health().level is Level.OK, "control of the arm")
     assert np.allclose(rig.link.positions, before, atol=1e-3), "a command of the time of the stop was executed"
 
 
-def test_what_is_missing_is_named(rig: Rig):
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [(Fault.GUIDING, "mode guiding; it takes no commands"), (Fault.REFUSED, "not controlled, mode Idle: .*rejected")],
+)
+def test_a_robot_that_takes_no_commands_is_an_error_with_its_cause(rig: Rig, fault: Fault, cause: str):
+    rig.fault(fault)
+    rig.driver.connect()
+    until(lambda: rig.health().level is Level.ERROR, "the error")
+    assert re.search(cause, rig.health().message), rig.health().message
+    with pytest.raises(StaleError, match=r"takes no commands"):
+        rig.driver.write(rig.link.positions + 0.05)
+    assert not rig.stale()
+    rig.fault(Fault.NONE)
+    until(lambda: rig.health().level is Level.OK, "control of the arm")
+
+
+def test_an_arm_that_is_guided_while_it_is_controlled_stays_where_it_was_put(rig: Rig):
+    rig.controlled()
+    rig.fault(Fault.GUIDING)
+    until(lambda: rig.health().level is Level.ERROR, "the guiding")
+    rig.link.targets[:7] += 0.2
+    until(lambda: np.allclose(rig.driver.read().positions[:7], rig.link.targets[:7], atol=1e-5), "the readings")
+    there = rig.link.positions[:7].copy()
+    rig.fault(Fault.NONE)
+    until(lambda: rig.health().level is Level.OK, "control of the arm")
+    assert np.allclose(_later(rig), there, atol=1e-5) and rig.reflexes == {}
+
+
+def test_the_arm_s_process_ends_with_the_driver_and_brings_the_arm_to_rest(rig: Rig):
+    rig.controlled()
+    rig.go(ahead(rig, 0.4), 0.8, until_share=0.5)
+    before = rig.link.targets[:7].copy()
+    rig.driver.disconnect()
+    assert 0.0 < np.abs(rig.link.targets[:7] - before).max() < 0.1
+    assert rig.reflexes == {}
+    rig.controlled()
+
+
+def test_what_is_missing_is_named():
     with pytest.raises(DriverError, match="no address of the control box"):
         FrankaDriver(FrankaConfig("")).connect()
     with pytest.raises(DriverError, match=r"127.255.1.1, (arm|hand): .*FCI"):
         FrankaDriver(FrankaConfig("127.255.1.1", realtime=False)).connect()
 
 
-def test_set_points_at_100_hz_become_a_curve_whose_acceleration_is_continuous():
-    """A swing of 0.3 rad and back within the executor's limits, and then rest."""
-    start = ROBOT.rest_position[:7]
-    smoother = Smoother(start)
-    out, target = [], start
-    for tick in range(4000):
-        phase = min(max(0.0, 2.0 * (tick - 100) / 1000.0), 2.0 * np.pi)
-        if tick % 10 == 0:
-            target = start + 0.15 * (1.0 - np.cos(phase)) * np.ones(7)
-        out.append(smoother.step(target))
-    path = np.array(out)
-    speed = np.diff(path, axis=0) * 1e3
-    bend = np.diff(speed, axis=0) * 1e3
-    assert 0.28 < np.ptp(path[:, 0]) < 0.31
-    assert np.all(np.abs(speed) < FASTEST)
-    assert np.abs(bend).max() < 10.0  # FR3's limit, rad/s^2
-    assert np.abs(np.diff(bend, axis=0)).max() * 1e3 < 5000.0  # FR3's limit, rad/s^3
-    assert np.allclose(path[-1], start, atol=1e-9), "rounding adds up"
-    assert np.allclose(path[0], start, atol=1e-12)
+def test_a_killed_arm_process_is_a_lost_connection(rig: Rig):
+    rig.controlled()
+    os.kill(rig.driver._arm.pid, signal.SIGKILL)
+    until(lambda: "connection is lost" in rig.stale(), "the loss")
+    with pytest.raises(StaleError):
+        rig.driver.hold()
+    rig.controlled()

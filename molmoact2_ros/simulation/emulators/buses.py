@@ -203,7 +203,21 @@ class FrankaBox:
         start: encoders until the first report, (8,).
     """
 
-    FAULTS: tuple[str, ...] = ("lost 0.02", "silent", "frozen", "reflex", "user_stop", "unplug")
+    FAULTS: tuple[str, ...] = (
+        "lost 0.02",
+        "silent",
+        "frozen",
+        "reflex",
+        "user_stop",
+        "unplug",
+        "guiding",
+        "refused",
+        "slow_recovery",
+        "hand_silent",
+        "hand_refused",
+        "hand_unhomed",
+        "hand_gone",
+    )
 
     def __init__(self, folder: Path, command: Callable[[Array], None], start: Array) -> None:
         from molmoact2_ros.simulation.emulators.fci_link import FciLink
@@ -232,7 +246,8 @@ class FrankaBox:
             self._command(self._link.targets.copy())
 
     def fault(self, text: str) -> None:
-        """See `EmulatedBus`; the figure of `lost` is a share of the packets."""
+        """See `EmulatedBus`; the figure of `lost` is a share of the packets. `refused`: the box takes no motion;
+        `slow_recovery`: it takes its time to recover. Those of the hand are its own."""
         from molmoact2_ros.simulation.emulators.fci_link import Fault
 
         name, figure = switch(text, self.FAULTS)
