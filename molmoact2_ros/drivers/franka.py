@@ -30,7 +30,7 @@ from molmoact2_ros.embodiments import embodiment
 _POLL_S = 0.0005
 _TAKES_S = 0.05
 """States come every millisecond; one that takes so long is missing."""
-_RECOVERS_S = 10.0
+_RECOVERS_S = 4.0
 """While the box recovers from an error it gives no states; it takes so long at most."""
 _BEGINS_S = 0.6
 """Control of an idle robot begins within this time, or something is in the way."""

@@ -53,8 +53,8 @@ from molmoact2_ros.simulation.emulators.fci_wire import (
 
 Array = NDArray[np.float64]
 
-PATIENCE_S = 0.0125
-"""20 of them are a quarter of a second."""
+PATIENCE_S = 0.025
+"""20 of them are half a second."""
 START_S = 0.5
 """A motion's first command may take so long: the real box lets the client begin when it is ready."""
 RECOVERY_S = 1.5
