@@ -23,7 +23,7 @@ import numpy as np
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
 from molmoact2_ros.drivers.franka_hand import HOMED
-from molmoact2_ros.drivers.franka_link import JOINTS, MODES, FrankaLink
+from molmoact2_ros.drivers.franka_link import MODES, FrankaLink
 from molmoact2_ros.drivers.franka_modes import meaning
 from molmoact2_ros.embodiments import embodiment
 
@@ -73,7 +73,6 @@ class FrankaDriver:
         self._hand: subprocess.Popen[str] | None = None
         self._stopper: subprocess.Popen[str] | None = None
         self._hand_error, self._hand_due = "", 0.0
-        self._last: Array | None = None
         self._uncontrolled_since: float | None = None
 
     # -- Driver -------------------------------------------------------------------------------------------------------
@@ -125,33 +124,36 @@ class FrankaDriver:
             self._uncontrolled_since = None
         elif self._uncontrolled_since is None:
             self._uncontrolled_since = time.monotonic()
-        self._last = np.append(link.state[3:10], link.hand[0])
-        return Reading(link.stamp_ns, self._last.copy(), np.append(link.state[10:17], 0.0))
+        positions = np.append(link.state[3:10], link.hand[0])
+        return Reading(link.stamp_ns, positions, np.append(link.state[10:17], 0.0))
 
     def write(self, positions: Array) -> None:
-        """See `Driver`. Joints that are told to be exactly where they were last read are told to `hold`.
-
-        While the robot is stopped, guided, in reflex or not controlled, this raises StaleError: nothing goes out, nor
-        to the hand.
-        """
+        """See `Driver`. While the robot is stopped, guided, in reflex or not controlled, nothing goes out, nor to the
+        hand: StaleError."""
         link = self._alive()
-        if self._last is not None and np.array_equal(positions[:JOINTS], self._last[:JOINTS]):
-            self.hold()
-            return
         if not link.state[2]:
             raise StaleError(f"the robot takes no commands: {self._why_not(link)}")
         link.send(np.asarray(positions, dtype=np.float64), time.monotonic_ns())
 
-    def hold(self) -> None:
-        """Stop the arm as fast as its limits allow, and the hand's motion at once; what the hand holds stays held.
+    def hold(self, positions: Array) -> None:
+        """Instead of `write`, to stop: the arm as fast as its limits allow, a motion of the hand at once.
+
+        Where that is, is theirs to say; `positions` (8,) are where the arm was. What the hand holds stays held. A robot
+        that is not controlled has stopped by itself, and holds where it is when it is controlled again.
 
         Raises:
-            StaleError: the box is not connected. A robot that is not controlled has stopped by itself.
+            StaleError: the box is not connected.
         """
         link = self._alive()
-        link.hold()
+        if not link.holds[0] or link.command[9] != link.holds[1]:  # otherwise the last hold still counts
+            link.hold()
         if link.busy_since_ns:
             self._stop_hand()
+
+    def confirms(self, positions: Array) -> bool:
+        """See `Driver`: the arm's process has taken the last hold. What is not controlled has nothing to take."""
+        link = self._alive()
+        return not link.state[2] or bool(link.holds[2] == link.holds[0])
 
     def health(self) -> Health:
         """The robot's mode: what is not controlled must not be armed, and a reflex must be looked at first."""
@@ -184,10 +186,6 @@ class FrankaDriver:
             return Health(Level.WARN, f"hand: {link.hand_text}", values)
         return Health(Level.OK, f"mode {MODES[index]}", values)
 
-    def confirms(self, positions: Array) -> bool:
-        """See `Driver`: the arm's process takes set-points from shared memory."""
-        return bool(np.array_equal(self._alive().command[1 : 1 + JOINTS], positions[:JOINTS]))
-
     def disconnect(self) -> None:
         """See `Driver`. The arm is brought to rest first; the hand ends its motion by itself."""
         arm, self._arm = self._arm, None
@@ -204,7 +202,7 @@ class FrankaDriver:
             link, self._link = self._link, None
             if link is not None:
                 link.close()
-        self._last = self._uncontrolled_since = None
+        self._uncontrolled_since = None
 
     def close(self) -> None:
         """See `Driver`."""

@@ -23,7 +23,8 @@ class FrankaLink:
         hand: half of the width between the fingers, largest width, something is held (0 or 1), number of readings,
             and whether it can be stopped (0 or 1).
         command: begun commands, q (7), half of the width, finished commands.
-        holds: how often arm and hand were told to stay where they are, and the last command before that.
+        holds: how often arm and hand were told to stay where they are, the last command before that, and how often the
+            arm's process has done so.
         recover: how often error recovery was asked for, and how often it was done.
         steps: of the filter: all, planned by Ruckig, braked; and the time of one in us: mean and longest.
     """
@@ -42,7 +43,7 @@ class FrankaLink:
             (2, self._TEXT), np.uint8, self._memory.buf, 8 * (self._SIZE + self._TIMES)
         )
         self.state, self.hand, self.command = self._values[0:17], self._values[20:25], self._values[28:38]
-        self.holds, self.recover, self.steps = self._values[40:42], self._values[44:46], self._values[48:53]
+        self.holds, self.recover, self.steps = self._values[40:43], self._values[44:46], self._values[48:53]
 
     def send(self, positions: Array, time_ns: int) -> None:
         """Put a set-point (8,), joints and half width, at `time_ns` of the monotonic clock."""

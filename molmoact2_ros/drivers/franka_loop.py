@@ -27,8 +27,6 @@ Array = NDArray[np.float64]
 
 SILENCE = "communication_constraints_violation"
 """The error of a box whose commands did not come in time."""
-ROUNDING = 1e-6
-"""Rad: states come with 32 bit numbers. What the box wants and what it was sent differ by more after a lost packet."""
 REST = 1e-6
 """Rad/s."""
 RETRY_S = 0.2
@@ -50,7 +48,6 @@ class ArmLoop:
         self._franka, self._robot, self._arm, self._link = franka, robot, arm, link
         self._control: Any = None
         self._filter: SetpointFilter | None = None
-        self._sent: Array = np.zeros(ARM_JOINTS)
         self._taken = self._held = 0.0
         self._blocked_until = 0.0
         self._seen = False
@@ -108,17 +105,17 @@ class ArmLoop:
         wanted = np.array(state.q_d)
         if self._filter is None:
             self._filter = SetpointFilter(self._arm, wanted)
-        elif np.abs(wanted - self._sent).max() > ROUNDING:  # a packet was lost, and the box went on by itself
-            self._filter.reset(wanted, np.array(state.dq_d), np.array(state.ddq_d))
+        else:
+            self._filter.told(wanted, np.array(state.dq_d), np.array(state.ddq_d))
         if take:
             if link.holds[0] > self._held:
                 self._held, self._taken = float(link.holds[0]), float(link.holds[1])
                 self._filter.hold()
+                link.holds[2] = self._held
             elif (found := link.take(self._taken)) is not None:
                 self._taken = found[0]
                 self._filter.setpoint(found[1][:ARM_JOINTS], found[2] * 1e-9)
-        self._sent = self._filter.step(now)
-        out: list[float] = self._sent.tolist()
+        out: list[float] = self._filter.step(now).tolist()
         taken_us = (time.perf_counter() - begun) * 1e6
         self._cost_us += 0.01 * (taken_us - self._cost_us)
         link.steps[:4] = self._filter.steps, self._filter.planned, self._filter.braked, self._cost_us
@@ -127,7 +124,8 @@ class ArmLoop:
 
     def _begin(self) -> None:
         # Commands and holds of before do not count any more: the arm stays where it is.
-        self._taken, self._held = float(self._link.command[9]), float(self._link.holds[0])
+        self._taken = float(self._link.command[9])
+        self._held = self._link.holds[2] = float(self._link.holds[0])
         self._filter = None
         self._blocked_until = time.monotonic() + RETRY_S
         try:

@@ -318,7 +318,8 @@ class DriverLoop:
                     self._hold_target[grippers] = self._target[grippers]
                 self.counters.holds += 1
             target = self._target = self._hold_target
-        self.driver.write(target)
+        # A driver that can stop an arm better than by naming a place does so.
+        getattr(self.driver, "hold", self.driver.write)(target)
         if not self.driver.confirms(target):
             return
         with self._lock:

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -17,23 +17,16 @@ from franka_rig import Rig, until
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
+from molmoact2_ros.drivers.gate import Command
+from molmoact2_ros.drivers.loop import DriverLoop, LoopConfig
 from molmoact2_ros.simulation.emulators.fci_link import Fault
 
 
-@pytest.fixture(scope="module")
-def box() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.close()
-
-
 @pytest.fixture
-def rig(box: Rig) -> Iterator[Rig]:
-    box.fault(Fault.NONE)
-    box.link.reflexes[:] = 0.0
-    yield box
-    box.fault(Fault.NONE)
-    box.driver.disconnect()
+def rig() -> Iterator[Rig]:
+    one = Rig()
+    yield one
+    one.close()
 
 
 def ahead(rig: Rig, way: float = 0.1) -> np.ndarray:
@@ -61,10 +54,10 @@ def test_motion_holds_jumps_and_lost_packets_make_no_reflex(rig: Rig):
     rig.controlled()
     rig.go(ahead(rig, 0.5), 0.5)
     rig.driver.write(ahead(rig, 0.5))  # a jump of half a radian, as far as a driver lets one through
-    rig.driver.hold()
+    rig.driver.hold(rig.link.positions)
     rig.fault(Fault.LOST, 0.05)
     rig.go(ahead(rig, 0.3), 0.5)
-    rig.driver.hold()
+    rig.driver.hold(rig.link.positions)
     rig.fault(Fault.NONE)
     rig.go(ahead(rig, 0.2))
     assert rig.health().level is Level.OK
@@ -78,11 +71,12 @@ def test_a_hold_in_motion_stops_on_the_way_and_stays(rig: Rig):
     goal = ahead(rig, 0.4)
     rig.go(goal, 0.8, until_share=0.5)
     before = rig.link.positions[:7].copy()
-    rig.driver.hold()
+    rig.driver.hold(rig.link.positions)
     until(lambda: not np.any(rig.link.targets[:7].copy() - _later(rig)), "rest")
     stopped, way = rig.link.positions[:7].copy(), np.sign(goal[:7] - before)
     assert np.all((stopped - before) * way > 0.0) and np.abs(stopped - before).max() < 0.08
-    rig.driver.write(rig.driver.read().positions)  # "stay where you were read" is a hold as well
+    rig.driver.hold(rig.driver.read().positions)
+    assert rig.driver.confirms(rig.driver.read().positions)
     assert not np.any(_later(rig) - stopped)
     assert rig.reflexes == {}
 
@@ -94,20 +88,66 @@ def _later(rig: Rig) -> np.ndarray:
     return rig.link.targets[:7].copy()
 
 
-def test_a_target_that_was_just_read_holds_a_moving_arm_without_going_back(rig: Rig):
-    """What a driver's loop writes on an e-stop or when commands cease: the last reading, which lies behind."""
-    rig.controlled()
+def loop_at(rig: Rig) -> tuple[DriverLoop, Callable[[int], None]]:
+    """The driver's loop, connected, and what takes so many steps of it."""
+    loop = DriverLoop(rig.driver, LoopConfig(health_s=0.05), lambda _: None)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            loop.step()
+
+    until(lambda: steps(1) or (loop.counters.readings and loop.status().level is Level.OK), "the loop")
+    return loop, steps
+
+
+def commanded(loop: DriverLoop, rig: Rig, goal: np.ndarray, seconds: float, share: float, steps) -> None:
+    """Commands of one arming through the gate, on the way from here to `goal`."""
+    start, begun = rig.driver.read().positions, time.monotonic()
+    while (s := (time.monotonic() - begun) / seconds) < share:
+        positions = start + (goal - start) * (10 * s**3 - 15 * s**4 + 6 * s**5)
+        refusal = loop.command(Command(positions, time.monotonic_ns(), "first"), time.monotonic_ns())
+        assert refusal == ""
+        steps(1)
+
+
+def test_an_e_stop_in_motion_holds_arm_and_hand_through_the_loop(rig: Rig):
+    """The loop tells a driver where the arm was read last, which lies behind: this one stops on the way instead."""
+    loop, steps = loop_at(rig)
     goal = ahead(rig, 0.4)
-    rig.go(goal, 0.8, until_share=0.5)
-    reading = rig.driver.read().positions
-    rig.driver.write(reading)
-    way = np.sign(goal[:7] - reading[:7])
-    positions = [rig.link.targets[:7].copy()]
-    for _ in range(200):
-        rig.driver.read()
-        positions.append(rig.link.targets[:7].copy())
-    assert np.all(np.diff(np.array(positions), axis=0) * way > -1e-6), "it went back"
-    assert not np.any(positions[-1] - positions[-20])
+    goal[7] = 0.0 if rig.link.positions[7] > 0.02 else 0.04
+    commanded(loop, rig, goal, 0.8, 0.5, steps)
+    way, finger = np.sign(goal[:7] - rig.link.positions[:7]), np.sign(goal[7] - rig.link.positions[7])
+    loop.e_stop(True)
+    positions = [rig.link.targets.copy()]
+    for _ in range(60):
+        steps(1)
+        positions.append(rig.link.targets.copy())
+    path = np.array(positions)
+    assert np.all(np.diff(path[:, :7], axis=0) * way > -1e-6), "it went back"
+    assert np.all(np.diff(path[:, 7]) * finger >= 0.0), "the fingers went back"
+    assert not np.any(path[-1] - path[-20]) and rig.reflexes == {}
+    assert np.abs(path[-1] - path[0])[:7].max() < 0.08 and abs(path[-1] - path[0])[7] < 0.01
+    assert loop.counters.holds == 1
+    loop.e_stop(False)
+    steps(50)
+    assert not np.any(rig.link.targets - path[-1])
+
+
+def test_a_hold_from_before_a_guiding_moves_nothing_after_it(rig: Rig):
+    """A hold that could not be written must not be written later, when the arm is somewhere else."""
+    loop, steps = loop_at(rig)
+    commanded(loop, rig, ahead(rig, 0.1), 0.4, 1.0, steps)
+    rig.fault(Fault.GUIDING)
+    loop.e_stop(True)
+    until(lambda: steps(1) or "guiding" in loop.fault, "the guiding")
+    rig.link.targets[:7] += 0.2 * np.where(rig.link.targets[:7] > rig.driver.robot.rest_position[:7], -1.0, 1.0)
+    steps(30)
+    there = rig.link.positions[:7].copy()
+    loop.e_stop(False)
+    rig.fault(Fault.NONE)
+    until(lambda: steps(1) or loop.status().level is Level.OK, "control of the arm")
+    steps(50)
+    assert np.allclose(rig.link.targets[:7], there, atol=1e-5) and rig.reflexes == {}
 
 
 def test_a_reading_is_of_a_state_that_came_after_the_call(rig: Rig):
@@ -178,7 +218,7 @@ def test_the_user_stop_is_told_and_control_comes_back_with_its_release(rig: Rig)
     until(lambda: rig.driver.user_stopped, "the user stop")
     with pytest.raises(StaleError, match=r"takes no commands.*UserStopped"):
         rig.driver.write(before + 0.2)
-    rig.driver.hold()  # it has stopped by itself
+    rig.driver.hold(rig.link.positions)  # it has stopped by itself
     assert not rig.stale() and rig.health().level is Level.WARN
     rig.fault(Fault.NONE)
     until(lambda: rig.health().level is Level.OK, "control of the arm")
@@ -235,5 +275,5 @@ def test_a_killed_arm_process_is_a_lost_connection(rig: Rig):
     os.kill(rig.driver._arm.pid, signal.SIGKILL)
     until(lambda: "connection is lost" in rig.stale(), "the loss")
     with pytest.raises(StaleError):
-        rig.driver.hold()
+        rig.driver.hold(rig.link.positions)
     rig.controlled()

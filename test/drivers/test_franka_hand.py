@@ -42,9 +42,8 @@ def rig(box: Rig) -> Iterator[Rig]:
 
 
 def command(rig: Rig, half_width: float) -> None:
-    """Tell the hand a half width, and the arm to be a hair beside its pose: exactly there would be a hold."""
+    """Tell the hand a half width."""
     positions = rig.driver.read().positions
-    positions[:7] += 1e-6
     positions[7] = half_width
     rig.driver.write(positions)
 
@@ -62,7 +61,7 @@ def test_a_hold_stops_closing_fingers_at_once_and_nothing_opens_them_again(rig: 
     rig.controlled()
     command(rig, CLOSED)
     until_closed_to(rig, 0.025)
-    rig.driver.hold()
+    rig.driver.hold(rig.driver.read().positions)
     told_s, there = time.monotonic(), float(rig.link.positions[7])
     until(lambda: rig.link.hand[STOPS] > 0 and not rig.driver._link.busy_since_ns, "the stop")
     for _ in range(50):
@@ -84,8 +83,7 @@ def test_what_is_held_stays_held_through_holds_and_is_let_go_when_that_is_comman
     until(lambda: rig.link.hand[GRASPS] == 1 and not rig.driver._link.busy_since_ns, "the grasp")
     assert rig.driver.read().positions[7] == pytest.approx(0.02, abs=1e-6)
     for _ in range(3):
-        rig.driver.hold()
-        rig.driver.write(rig.driver.read().positions)  # as a loop holds: where it was just read
+        rig.driver.hold(rig.driver.read().positions)
         command(rig, float(rig.driver.read().positions[7]))  # as an executor that begins where it measured
         command(rig, CLOSED)
         for _ in range(30):
@@ -158,7 +156,7 @@ def test_dead_processes_of_the_hand_are_started_again(rig: Rig):
         until(lambda: rig.health().level is Level.OK, "the hand")
     command(rig, CLOSED)
     until_closed_to(rig, 0.03)
-    rig.driver.hold()
+    rig.driver.hold(rig.driver.read().positions)
     until(lambda: rig.link.hand[STOPS] > 0 and not rig.driver._link.busy_since_ns, "the stop")
 
 

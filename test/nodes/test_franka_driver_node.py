@@ -12,7 +12,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from franka_rig import Box
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
@@ -37,7 +37,7 @@ class Cell(Box):
         node.create_subscription(JointState, "driver/acknowledgement", self.acknowledged.append, SENSOR)
         node.create_subscription(JointState, "joint_states", self.readings.append, SENSOR)
         node.create_subscription(Bool, "e_stop", lambda m: self.stops.append(m.data), LATCHED)
-        self.commands = node.create_publisher(Float64MultiArray, "controller/commands", NEWEST)
+        self.commands = node.create_publisher(JointState, "executor/command", NEWEST)
         self.recover = node.create_client(Trigger, "driver/recover")
 
     def said(self, level: bytes, text: str) -> bool:
@@ -89,7 +89,9 @@ def test_an_arm_that_is_guided_is_a_fault_with_its_cause_and_no_command_is_ackno
     target[:7] += 0.01
     heard = len(cell.readings)
     for count in itertools.count(1):
-        cell.commands.publish(Float64MultiArray(data=target.tolist()))
+        message = JointState(name=cell.readings[-1].name, position=target.tolist())
+        message.header.stamp = cell.readings[-1].header.stamp
+        cell.commands.publish(message)
         wait_until(lambda count=count: len(cell.readings) > heard + count, "readings")
         if count == 30:
             break

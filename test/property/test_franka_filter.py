@@ -25,19 +25,17 @@ class Play:
     def __init__(self, arm: ArmModel = FR3_ARM, start: np.ndarray = REST) -> None:
         self.filter, self.rules = SetpointFilter(arm, start), MotionRules(arm, start)
         self.now_s, self.path = 100.0, [start]
-        self.lost = False
 
     def step(self, setpoint: np.ndarray | None = None, lost: bool = False) -> None:
         """A millisecond: perhaps a set-point, and a command that may get lost."""
         self.now_s += STEP_S
-        if self.lost:  # the box tells where it went by itself, in 32 bit
-            rules = self.rules
+        rules = self.rules
+        if len(self.path) > 1:  # the box tells what it wants, in 32 bit
             told = (rules.position, rules.velocity, rules.acceleration)
-            self.filter.reset(*(np.float64(np.float32(vector)) for vector in told))
+            self.filter.told(*(np.float64(np.float32(vector)) for vector in told))
         if setpoint is not None:
             self.filter.setpoint(setpoint, self.now_s)
         wanted = self.filter.step(self.now_s)
-        self.lost = lost
         error = self.rules.miss() if lost else self.rules.take(wanted.copy())
         assert error == "", f"{error} after {len(self.path)} ms"
         self.path.append(self.rules.position)
@@ -75,7 +73,7 @@ def live(seed: int, arm: ArmModel, ticks: int) -> Play:
                 play.filter.hold()
             else:
                 setpoint = target
-        play.step(setpoint, lost=rng.uniform() < 0.01)
+        play.step(setpoint, lost=rng.uniform() < 0.03)
     return play
 
 
