@@ -6,14 +6,18 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from franka_rig import Rig, until
 
+from molmoact2_ros.bringup.processes import node_environment
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
@@ -276,4 +280,24 @@ def test_a_killed_arm_process_is_a_lost_connection(rig: Rig):
     until(lambda: "connection is lost" in rig.stale(), "the loss")
     with pytest.raises(StaleError):
         rig.driver.hold(rig.link.positions)
+    rig.controlled()
+
+
+def test_a_killed_driver_leaves_no_process_behind_that_holds_the_box(rig: Rig):
+    code = (
+        "import sys, time\n"
+        "from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver\n"
+        "driver = FrankaDriver(FrankaConfig(sys.argv[1], realtime=False))\n"
+        "driver.connect()\n"
+        "print(driver._arm.pid, driver._hand.pid, driver._stopper.pid, flush=True)\n"
+        "time.sleep(100.0)\n"
+    )
+    command = [sys.executable, "-c", code, rig.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=node_environment()) as other:
+        assert other.stdout is not None
+        children = [int(pid) for pid in other.stdout.readline().split()]
+        assert len(children) == 3
+        other.kill()
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children), "the end of its processes")
+    assert rig.reflexes == {}
     rig.controlled()
