@@ -29,6 +29,8 @@ POSITION_MARGIN = 1e-3
 """Rad inside the position limits."""
 BRAKING_SHARE = 0.45
 """Of the acceleration, to be slow enough in time in front of the end of a joint: the rest is for the jerk."""
+CALM_SHARE = 0.3
+"""Of the velocity limits."""
 CLOSING = 100.0
 """Stiffness of the law that closes what is left to the reference, 1/s."""
 AHEAD_S = 0.005
@@ -137,6 +139,13 @@ class SetpointFilter:
             self._offset, self._deceleration = arm.offset + VELOCITY_MARGIN, arm.deceleration
         self._closed: Array = self._offset**2 / (2.0 * self._deceleration)
         """So close to its end a joint may not move towards it, rad."""
+        self._calm: Array = CALM_SHARE * self.max_velocity
+        room = np.maximum(
+            (self._calm + self._offset) ** 2 / (2.0 * self._deceleration),
+            self._calm**2 / (2.0 * self._braking) + self._closed,
+        )
+        self._calm_lower, self._calm_upper = self._lower + room, self._upper - room
+        """Between these every joint may go at `_calm`: most steps need no further look."""
         self._planner = ruckig.Ruckig(ARM_JOINTS, STEP_S)
         self._input = ruckig.InputParameter(ARM_JOINTS)
         self._input.synchronization = ruckig.Synchronization.No
@@ -267,6 +276,9 @@ class SetpointFilter:
         lasts = np.abs(acceleration) / self.max_jerk
         top = velocity + 0.5 * acceleration * lasts
         there = position + velocity * lasts + acceleration * lasts**2 / 3.0
+        calm = fits & (np.abs(top) <= self._calm) & (there >= self._calm_lower) & (there <= self._calm_upper)
+        if calm.all():
+            return calm
         low, high = self._bounds(there)
         out: NDArray[np.bool_] = fits & (top <= high + 1e-9) & (top >= low - 1e-9)
         return out
