@@ -34,7 +34,7 @@ _RECOVERS_S = 4.0
 """While the box recovers from an error it gives no states; it takes so long at most."""
 _BEGINS_S = 0.6
 """Control of an idle robot begins within this time, or something is in the way."""
-_HAND_S, _HAND_MOTION_S = 0.5, 5.0
+_HAND_S, _HAND_MOTION_S = 1.0, 5.0
 """Readings of a hand at rest are never older; a motion over the whole width takes less than a second."""
 _RESTART_S = 1.0
 
