@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
-
-from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.options import Options, namespace_of
 from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.kinematics import quaternion_from_rotation
-from molmoact2_ros.share import share_path
+from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
     """
 
     robot = embodiment(options.robot)
-    config = yaml.safe_load(Path(options.config or share_path(f"config/{robot.family}.yaml")).read_text()) or {}
-    file = config.get("/**/visualizer", {}).get("ros__parameters", {}).get("calibration_file", "")
+    files = (*robot_files(robot.family), *user_files(options.config))
+    file = parameters_for(files, f"{namespace_of(options).rstrip('/')}/visualizer").get("calibration_file", "")
     found: dict[str, CameraCalibration] = {}
     if file:
         found = load_calibrations(file)

@@ -28,13 +28,13 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from molmoact2_ros.bringup.frames import camera_frames
 from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, namespace_of
-from molmoact2_ros.bringup.specs import NodeSpec, fastdds_profile, nodes
+from molmoact2_ros.bringup.specs import Cell, NodeSpec, Value, fastdds_profile, nodes
 from molmoact2_ros.embodiments import EMBODIMENTS, embodiment
 from molmoact2_ros.embodiments.description import robot_description
 from molmoact2_ros.share import PACKAGE, share_path
 
 DEFAULTS = Options()
-QUIETER = {"episode_node": {"status_hz": 0.2}}
+QUIETER: dict[str, dict[str, Value]] = {"episode_node": {"status_hz": 0.2}}
 """The command line draws a live line from its status; here every one is a line on the screen."""
 TF = [("/tf", "tf"), ("/tf_static", "tf_static")]
 BOOL = ("true", "false")
@@ -96,7 +96,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
 
 _COMMON = (
     Argument("namespace", "", "ROS namespace; empty: the robot's name."),
-    Argument("config", "", "Parameter file; empty: the one of this package."),
+    Argument("config", "", "Parameter file of your own, on top of the robot's: only what you want otherwise."),
     Argument("meshes", "false", "Show the vendor's meshes in RViz, where their package is installed.", BOOL),
     Argument("use_sim_time", "false", "Take the time from /clock, as when a bag is played.", BOOL),
 )
@@ -129,7 +129,10 @@ def options_of(values: Mapping[str, str]) -> Options:
             given[name] = values[name] == "true"
     for name in ("episodes", "seed"):
         if name in values:
-            given[name] = int(values[name])
+            try:
+                given[name] = int(values[name])
+            except ValueError:
+                raise ValueError(f"{name}:={values[name]} is no whole number, for instance {name}:=10") from None
     for name in ("ports", "serials"):
         if values.get(name):
             given[name] = tuple(part.strip() for part in values[name].split(","))
@@ -141,7 +144,7 @@ def robot_launch(family: str) -> LaunchDescription:
 
     def actions(values: dict[str, str]) -> list[Any]:
         options = options_of(values)
-        found = _node_actions(nodes(options), values)
+        found = _node_actions(options, nodes(options), values)
         if "true" in (values["model"], values["rviz"]):
             found += model_actions(options, values)
         if values["rviz"] == "true":
@@ -155,9 +158,16 @@ def record_launch() -> LaunchDescription:
     """The launch description of a recorder beside a robot that runs already."""
 
     def actions(values: dict[str, str]) -> list[Any]:
-        options = replace(options_of(values), sim=False, policy="none", record=values["directory"])
-        specs = tuple(spec for spec in nodes(options) if spec.executable == "recorder_node")
-        return _node_actions(specs, values, {"autostart_recording": values["autostart"] == "true"})
+        options = replace(options_of(values), sim=False, policy="none")
+        cell, default = Cell(options), {argument.name: argument.default for argument in RECORD_ARGUMENTS}
+        directory = values["directory"]
+        if directory == default["directory"]:
+            directory = cell.written("recorder").get("directory", directory)
+        autostart = {"autostart_recording": values["autostart"] == "true"}
+        chosen = values["autostart"] != default["autostart"]
+        extra = cell.parameters("recorder", autostart) if chosen else cell.parameters("recorder", {}, autostart)
+        specs = tuple(spec for spec in nodes(replace(options, record=directory)) if spec.name == "recorder")
+        return _node_actions(options, specs, values, extra)
 
     return _description(RECORD_ARGUMENTS, actions)
 
@@ -225,17 +235,20 @@ def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
 
 
 def _node_actions(
-    specs: tuple[NodeSpec, ...], values: Mapping[str, str], extra: Mapping[str, Any] | None = None
+    options: Options, specs: tuple[NodeSpec, ...], values: Mapping[str, str], extra: Mapping[str, Any] | None = None
 ) -> list[Any]:
     found = []
-    time = {"use_sim_time": values["use_sim_time"] == "true"}
+    cell = Cell(options)
+    sim_time = values["use_sim_time"] == "true"
+    given: dict[str, Value] = {"use_sim_time": True} if sim_time else {}
     for spec in specs:
+        own = cell.parameters(spec.name, given, {**QUIETER.get(spec.executable, {}), "use_sim_time": sim_time})
         action = Node(
             package=PACKAGE,
             executable=spec.executable,
             name=spec.name,
             namespace=spec.namespace,
-            parameters=[spec.config, {**spec.parameters, **QUIETER.get(spec.executable, {}), **time, **(extra or {})}],
+            parameters=[*spec.configs, {**spec.parameters, **own, **(extra or {})}],
             additional_env=dict(spec.environment),
             output="screen",
         )

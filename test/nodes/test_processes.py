@@ -29,7 +29,7 @@ class Script(NodeSpec):
 
 
 def script(module: str, name: str = "script", essential: bool = True) -> Script:
-    return Script(module, name, "/so101", os.devnull, environment={"PYTHONPATH": str(TEST_DIR)}, essential=essential)
+    return Script(module, name, "/so101", environment={"PYTHONPATH": str(TEST_DIR)}, essential=essential)
 
 
 def camera() -> NodeSpec:

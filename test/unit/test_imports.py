@@ -51,6 +51,7 @@ def name_of(path: Path) -> str:
 
 ORDER = (
     {"share", "diagnostics"},
+    {"parameter_files"},
     {"embodiments"},
     {"execution", "cameras"},
     {"drivers", "rendering", "recording", "policy"},

@@ -13,12 +13,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
@@ -184,7 +186,11 @@ class MolmoNode(LifecycleNode):
     # -- lifecycle --------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._attempt("configure", self.setup, TransitionCallbackReturn.FAILURE)
+        def configure() -> None:
+            self._refuse_unknown_parameters()
+            self.setup()
+
+        return self._attempt("configure", configure, TransitionCallbackReturn.FAILURE)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         # FAILURE would lead back to "inactive", where a node owns what it needs: this one has given all of it back.
@@ -214,6 +220,15 @@ class MolmoNode(LifecycleNode):
         """Configure and activate; False when one of them failed."""
         ok = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == ok and self.trigger_activate() == ok
+
+    def _refuse_unknown_parameters(self) -> None:
+        """A value that is given to this node is used or refused: ROS leaves aside, without a word, what is misspelt."""
+        for name in self._parameter_overrides:
+            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
+                known = [parameter.name for parameter in (*COMMON, *self.PARAMETERS)]
+                near = get_close_matches(name, known, n=1)
+                advice = f"did you mean {near[0]!r}?" if near else "ros2 param list shows those it has"
+                raise ValueError(f"{self.get_name()} has no parameter {name!r}, which a parameter file sets; {advice}")
 
     def _attempt(
         self, what: str, action: Callable[[], None], otherwise: TransitionCallbackReturn
@@ -256,7 +271,12 @@ def run_node(factory: Callable[[], MolmoNode]) -> int:
     Returns the exit status: 0 for an orderly end, 1 when an autostarted node could not start.
     """
     rclpy.init()
-    node = factory()
+    try:
+        node = factory()
+    except ParameterException as error:  # of the wrong type or out of bounds
+        print(f"cannot start: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     ended = threading.Event()
