@@ -161,6 +161,12 @@ def test_importing_a_light_room_loads_nothing_heavy(name: str):
     assert not found, f"importing {name}/ loads {sorted(found)}"
 
 
+def test_a_node_that_moves_nothing_in_space_pays_for_no_scipy():
+    """It takes a good part of a second in each of seven processes."""
+    code = "from molmoact2_ros.embodiments import EMBODIMENTS\n[robot.limits for robot in EMBODIMENTS.values()]"
+    assert "scipy" not in loaded(code)
+
+
 def test_the_command_line_shows_its_help_without_loading_anything_heavy():
     code = "from molmoact2_ros.cli import parser\nparser().format_help()"
     assert not loaded(code) & (HEAVY | {"rclpy", "numpy", "rich"})
