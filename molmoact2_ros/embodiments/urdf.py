@@ -71,7 +71,7 @@ class Urdf:
         link = tip
         while link != base:
             if link not in self._above:
-                raise ValueError(f"the URDF has no way from link {base!r} to link {tip!r}; its links: {self.links}")
+                raise ValueError(f"the URDF has no path from link {base!r} to link {tip!r}; its links: {self.links}")
             found.append(self._above[link])
             link = found[-1].parent
         return found[::-1]

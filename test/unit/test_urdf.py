@@ -110,7 +110,7 @@ def test_a_rotation_between_two_links_is_the_one_of_all_joints_between_them() ->
         urdf.chain("left_base_link", "left_hand").tip(np.zeros(6)),
         atol=1e-12,
     )
-    with pytest.raises(ValueError, match="no way from link 'right_link1' to link 'left_tcp'"):
+    with pytest.raises(ValueError, match="no path from link 'right_link1' to link 'left_tcp'"):
         urdf.chain("right_link1", "left_tcp")
     with pytest.raises(ValueError, match=r"left_gripper.*is prismatic, not revolute"):
         urdf.chain("left_base_link", "left_left_finger")
