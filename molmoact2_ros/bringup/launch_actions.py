@@ -6,12 +6,14 @@ cameras bear the same names.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ament_index_python.packages import get_package_prefix
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
@@ -26,6 +28,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from molmoact2_ros.bringup.ending import LAUNCHER, PARK_S, REST_S, RESTART_DELAY_S, RESTARTS, OnEnd, ends_after
 from molmoact2_ros.bringup.frames import camera_frames
 from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, namespace_of
 from molmoact2_ros.bringup.specs import Cell, NodeSpec, Value, fastdds_profile, nodes
@@ -145,6 +148,7 @@ def robot_launch(family: str) -> LaunchDescription:
     def actions(values: dict[str, str]) -> list[Any]:
         options = options_of(values)
         found = _node_actions(options, nodes(options), values)
+        # What is missing is said before the first node runs.
         if "true" in (values["model"], values["rviz"]):
             found += model_actions(options, values)
         if values["rviz"] == "true":
@@ -184,6 +188,8 @@ def rviz_launch() -> LaunchDescription:
 
 def model_actions(options: Options, values: Mapping[str, str]) -> list[Any]:
     """robot_state_publisher, and the frames of the cameras."""
+    _need("robot_state_publisher", "model:=false leaves the model out")
+    _need("tf2_ros", "model:=false leaves the model out")
     namespace, time = namespace_of(options), {"use_sim_time": values["use_sim_time"] == "true"}
     urdf = robot_description(embodiment(options.robot), values["meshes"] == "true")
     found = [
@@ -217,6 +223,7 @@ def model_actions(options: Options, values: Mapping[str, str]) -> list[Any]:
 
 def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
     """RViz with the robot's view, its topics in the robot's namespace."""
+    _need("rviz2", "rviz:=false leaves it out")
     robot, namespace = embodiment(options.robot), namespace_of(options)
     view = share_path(f"config/{robot.family}.rviz")
     if namespace != f"/{robot.family}" or robot.name != robot.family:
@@ -234,6 +241,15 @@ def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
     )
 
 
+def _need(package: str, otherwise: str) -> None:
+    """Raise where a ROS package is not installed: launch would say so only when the nodes before it run."""
+    try:
+        get_package_prefix(package)
+    except LookupError:  # what it raises is a KeyError
+        debian = f"ros-jazzy-{package.replace('_', '-')}"
+        raise ValueError(f"{package} is not installed: sudo apt install {debian}; {otherwise}") from None
+
+
 def _node_actions(
     options: Options, specs: tuple[NodeSpec, ...], values: Mapping[str, str], extra: Mapping[str, Any] | None = None
 ) -> list[Any]:
@@ -249,11 +265,16 @@ def _node_actions(
             name=spec.name,
             namespace=spec.namespace,
             parameters=[*spec.configs, {**spec.parameters, **own, **(extra or {})}],
-            additional_env=dict(spec.environment),
+            additional_env={**spec.environment, LAUNCHER: str(os.getpid())},
             output="screen",
+            respawn=spec.on_end is OnEnd.RESTARTED,
+            respawn_delay=RESTART_DELAY_S,
+            respawn_max_retries=RESTARTS,
+            # launch sends SIGTERM 5 s after Ctrl-C, which the nodes take for the same; SIGKILL has time.
+            **({"sigkill_timeout": f"{PARK_S + REST_S:g}"} if ends_after(spec.name) else {}),
         )
         found.append(action)
-        if spec.essential:  # the end of the last episode, like the end of a node that is needed, ends the launch
+        if spec.on_end is OnEnd.ENDS_RUN:  # as the end of the last episode does
             end = EmitEvent(event=Shutdown(reason=f"{spec.name} has ended"))
             found.append(RegisterEventHandler(OnProcessExit(target_action=action, on_exit=[end])))
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from molmoact2_ros.bringup.ending import ENDS_AFTER, OnEnd, ends_after
 from molmoact2_ros.bringup.options import Options, check, external, namespace_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.franka_droid import FRANKA_HAND, FrankaDroid
@@ -37,7 +38,7 @@ class NodeSpec:
         configs: its parameter files; a later one wins.
         parameters: what is set on top of the parameter files.
         environment: extra environment variables of its process.
-        essential: the session ends when this node ends; otherwise its end is only reported.
+        on_end: what its end means for the run.
     """
 
     executable: str
@@ -46,7 +47,7 @@ class NodeSpec:
     configs: tuple[str, ...] = ()
     parameters: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    essential: bool = True
+    on_end: OnEnd = OnEnd.ENDS_RUN
 
     @property
     def module(self) -> str:
@@ -120,20 +121,26 @@ class Cell:
         given: Mapping[str, Value] = NOTHING,
         derived: Mapping[str, Value] = NOTHING,
         *,
-        essential: bool = True,
+        on_end: OnEnd | None = None,
         threads: int = 1,
     ) -> NodeSpec:
-        """A node of this robot; `given` and `derived` as `parameters` has them."""
+        """A node of this robot; `given` and `derived` as `parameters` has them.
+
+        What a node's end means follows from whether there is an arm to be held, unless `on_end` says it.
+        """
         name = executable.removesuffix("_node")
+        # Numeric libraries start a thread a core in every process, and disturb the control loop.
+        environment = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        if ends_after(name):
+            environment[ENDS_AFTER] = " ".join(ends_after(name))
         return NodeSpec(
             executable=executable,
             name=name,
             namespace=self.namespace,
             configs=self.configs,
             parameters=MappingProxyType(self.parameters(name, {"robot": self.robot.name, **given}, derived)),
-            # Numeric libraries start a thread a core in every process, and get into the way of the control loop.
-            environment=MappingProxyType({"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}),
-            essential=essential,
+            environment=MappingProxyType(environment),
+            on_end=on_end or (OnEnd.ENDS_RUN if self.options.sim else OnEnd.RESTARTED),
         )
 
 
@@ -166,7 +173,7 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         if not external(options):
             found.append(node(f"{robot.family}_driver_node", hardware_parameters(options)))
         elif robot.family == "franka":
-            found.append(node("franka_state_node", essential=False))  # without franka_msgs it says so and ends
+            found.append(node("franka_state_node", on_end=OnEnd.REPORTED))  # without franka_msgs it says so and ends
         serials = [f"realsense:{serial}" for serial in options.serials]
         found.append(node("camera_node", {"sources": serials} if serials else {}, {"names": cameras}))
     if options.policy == "expert":
@@ -180,10 +187,10 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     found.append(node("executor_node", {}, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
         shown = {**views, **checkpoint, "base_frame": robot.base_link}
-        found.append(node("visualizer_node", {}, shown, essential=False))
+        found.append(node("visualizer_node", {}, shown, on_end=OnEnd.REPORTED if options.sim else OnEnd.RESTARTED))
     if options.film or options.picture:
         given, derived = cell.chosen("film", "picture")
-        found.append(node("film_node", given, {**derived, **views}, essential=False))
+        found.append(node("film_node", given, {**derived, **views}, on_end=OnEnd.REPORTED))
     if options.record:
         files: dict[str, Value] = {"config_files": list(cell.configs)}
         found.append(node("recorder_node", {"directory": options.record}, {**views, **checkpoint, **files}))

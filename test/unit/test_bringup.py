@@ -1,6 +1,8 @@
 """The nodes for each choice, and that what bringup sets, and what the config file sets, is declared by the node."""
 
 import ast
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from molmoact2_ros.bringup.ending import LAUNCHER, Launcher, OnEnd, ends_after, stage_of
 from molmoact2_ros.bringup.frames import StaticFrame, camera_frames
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import ROOMS, NodeSpec, fastdds_profile, nodes
@@ -263,3 +266,32 @@ def test_a_file_that_is_no_parameter_file_is_refused(text: str | None, words: st
         path.write_text(text)
     with pytest.raises(ValueError, match=words):
         nodes(Options(config=str(path)))
+
+
+def test_what_moves_an_arm_ends_before_what_holds_it_and_that_before_the_cell():
+    for robot in ROBOTS:
+        names = [spec.name for spec in nodes(Options(robot=robot, emulated=True, policy="expert", record="/bags"))]
+        order = sorted(names, key=stage_of)
+        assert order[0] == "executor" and order[-2:] == [f"{robot}_driver", "sim"]
+        assert set(ends_after("sim")) >= {"executor", f"{robot}_driver"}
+        assert ends_after(f"{robot}_driver") == ("executor",)
+        assert not ends_after("executor") and not ends_after("camera")
+
+
+def test_only_the_simulated_cell_has_nodes_whose_end_ends_the_run():
+    real = Options(robot="franka", sim=False, checkpoint="a/b", record="/bags")
+    assert {spec.name for spec in nodes(real) if spec.on_end is not OnEnd.RESTARTED} == {"franka_state"}
+    assert not [spec for spec in nodes(real) if spec.on_end is OnEnd.ENDS_RUN]
+    cell = {spec.name: spec.on_end for spec in nodes(EVERYTHING)}
+    assert {name for name, on_end in cell.items() if on_end is OnEnd.REPORTED} == {"visualizer", "film"}
+    assert set(cell.values()) == {OnEnd.REPORTED, OnEnd.ENDS_RUN}
+
+
+def test_a_launcher_that_is_named_is_watched_even_if_it_was_never_the_parent():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as popen:
+        launcher = Launcher({LAUNCHER: str(popen.pid)})
+        assert not launcher.ended
+        popen.communicate(b"end\n")
+        assert launcher.ended
+    assert Launcher({LAUNCHER: str(popen.pid)}).ended, "it ended before this process could look"
+    assert not Launcher({}).ended, "the parent of the tests is there"

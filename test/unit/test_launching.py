@@ -7,6 +7,7 @@ real ones take it was tried by hand with both packages from source.
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from molmoact2_ros.bringup.ending import ENDS_AFTER, LAUNCHER, RESTARTS, OnEnd
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
@@ -54,7 +56,7 @@ NAMES = {
 
 
 @pytest.fixture
-def launching(monkeypatch: pytest.MonkeyPatch) -> Any:
+def launching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The module, with stand-ins for ROS's launch; gone again afterwards."""
     for module, names in NAMES.items():
         stand_in = ModuleType(module)
@@ -63,6 +65,11 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(sys.modules, module, stand_in)
     monkeypatch.setattr(sys.modules["launch.substitutions"], "LaunchConfiguration", LaunchConfiguration, raising=False)
     monkeypatch.delitem(sys.modules, "molmoact2_ros.bringup.launch_actions", raising=False)
+    for package in ("robot_state_publisher", "tf2_ros", "rviz2"):
+        marker = tmp_path / "share/ament_index/resource_index/packages" / package
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
     yield importlib.import_module("molmoact2_ros.bringup.launch_actions")
     sys.modules.pop("molmoact2_ros.bringup.launch_actions", None)
 
@@ -126,8 +133,9 @@ def test_a_launch_file_starts_the_nodes_of_the_command_line(
         assert tuple(configs) == spec.configs
         assert {key: parameters[key] for key in spec.parameters} == dict(spec.parameters)
         assert parameters["use_sim_time"] is False
-        assert kwargs["additional_env"] == dict(spec.environment)
-    assert len(started.handlers) == sum(spec.essential for spec in expected)
+        assert kwargs["additional_env"] == {**spec.environment, LAUNCHER: str(os.getpid())}
+        assert kwargs["respawn"] is (spec.on_end is OnEnd.RESTARTED) and kwargs["respawn_max_retries"] == RESTARTS
+    assert len(started.handlers) == sum(spec.on_end is OnEnd.ENDS_RUN for spec in expected)
     assert any(name == "FASTRTPS_DEFAULT_PROFILES_FILE" for name, _ in started.environment)
 
 
@@ -226,3 +234,31 @@ def test_the_users_file_lies_on_top_and_arguments_that_cannot_be_used_are_named(
         launched(from_file("rviz"), config="/nonexistent.yaml")
     with pytest.raises(ValueError, match="episodes:=many is no whole number"):
         launched(from_file("so101"), episodes="many")
+
+
+@pytest.mark.parametrize(
+    ("missing", "given", "words"),
+    [
+        ("robot_state_publisher", {}, "sudo apt install ros-jazzy-robot-state-publisher; model:=false"),
+        ("tf2_ros", {}, "tf2_ros is not installed"),
+        ("rviz2", {"rviz": "true"}, "sudo apt install ros-jazzy-rviz2; rviz:=false"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_the_first_node_starts(
+    launching: Any, tmp_path: Path, missing: str, given: dict[str, str], words: str
+) -> None:
+    (tmp_path / "share/ament_index/resource_index/packages" / missing).unlink()
+    with pytest.raises(ValueError, match=words):
+        launched(from_file("so101"), policy="expert", **given)
+    if missing != "rviz2":
+        assert launched(from_file("so101"), policy="expert", model="false").nodes
+
+
+def test_on_a_robot_no_node_takes_the_launch_with_it_and_the_driver_has_time_to_park(launching: Any) -> None:
+    real = launched(from_file("yam"), sim="false", checkpoint="a/b", record="/bags", model="false")
+    assert not real.handlers
+    for node in real.nodes:
+        assert node["respawn"] is True
+        late = node["name"] == "yam_driver"
+        assert (float(node.get("sigkill_timeout", "5")) >= 60.0) is late
+        assert node["additional_env"].get(ENDS_AFTER) == ("executor" if late else None)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from molmoact2_ros.benchmarking.machine import StolenTime
+from molmoact2_ros.bringup.ending import OnEnd
 from molmoact2_ros.bringup.processes import ProcessGroup, node_environment
 from molmoact2_ros.bringup.specs import NodeSpec
 from molmoact2_ros.parameter_files import robot_files
@@ -74,7 +75,7 @@ def _measure(
                 parameters=MappingProxyType(
                     {"robot": robot, "allow_motion": True, "measure_s": seconds, "report": str(report)}
                 ),
-                essential=False,
+                on_end=OnEnd.REPORTED,
             ),
         ]
         stolen = StolenTime()

@@ -7,26 +7,21 @@ error, and must be safe to call twice). `run_node` is its main.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.timer import Timer
 
+from molmoact2_ros.nodes.ros.running import run_node
 from molmoact2_ros.nodes.ros.subscriptions import EveryPublisher, Heard
 
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -263,54 +258,6 @@ class MolmoNode(LifecycleNode):
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
-
-
-def run_node(factory: Callable[[], MolmoNode]) -> int:
-    """Main of a node: spin until SIGINT, SIGTERM or the end of the parent process, then tear down.
-
-    Returns the exit status: 0 for an orderly end, 1 when an autostarted node could not start.
-    """
-    rclpy.init()
-    try:
-        node = factory()
-    except ParameterException as error:  # of the wrong type or out of bounds
-        print(f"cannot start: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    ended = threading.Event()
-
-    def end(*_: object) -> None:
-        ended.set()
-        executor.wake()
-
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
-    parent = os.getppid()
-
-    def watch_parent() -> None:
-        # A launcher that dies without a signal to its children must not leave a moving arm behind.
-        if os.getppid() != parent:
-            node.get_logger().warning("the parent process has ended; shutting down")
-            end()
-
-    node.create_timer(0.5, watch_parent)
-    status = 0
-    try:
-        if node.param("autostart") and not node.autostart():
-            status = 1
-            ended.set()
-        while not ended.is_set() and node.finished is None and rclpy.ok():
-            executor.spin_once(timeout_sec=0.5)
-    except ExternalShutdownException:
-        pass
-    finally:
-        node.release()
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return status or node.finished or 0
 
 
 def main_of(factory: Callable[[], MolmoNode]) -> Callable[[], None]:
