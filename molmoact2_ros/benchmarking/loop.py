@@ -34,7 +34,7 @@ def bench_loop(options: Options, out: Path, page: Path) -> Path:
         executable="probe_node",
         name="probe",
         namespace=specs[0].namespace,
-        config=specs[0].config,
+        configs=specs[0].configs,
         parameters=MappingProxyType({"robot": options.robot, "report": str(report)}),
         environment=MappingProxyType({"OMP_NUM_THREADS": "1"}),
     )

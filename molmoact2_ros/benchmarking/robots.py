@@ -109,7 +109,7 @@ def specs_for(
         executable=node,
         name="drill",
         namespace=found[0].namespace,
-        config=found[0].config,
+        configs=found[0].configs,
         parameters=MappingProxyType(
             {
                 "robot": robot,

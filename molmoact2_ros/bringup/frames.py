@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
+from scipy.spatial.transform import Rotation
 
-from molmoact2_ros.bringup.options import Options
+from molmoact2_ros.bringup.options import Options, namespace_of
 from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.embodiments.kinematics import quaternion_from_rotation
-from molmoact2_ros.share import share_path
+from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
     """
 
     robot = embodiment(options.robot)
-    config = yaml.safe_load(Path(options.config or share_path(f"config/{robot.family}.yaml")).read_text()) or {}
-    file = config.get("/**/visualizer", {}).get("ros__parameters", {}).get("calibration_file", "")
+    files = (*robot_files(robot.family), *user_files(options.config))
+    file = parameters_for(files, f"{namespace_of(options).rstrip('/')}/visualizer").get("calibration_file", "")
     found: dict[str, CameraCalibration] = {}
     if file:
         found = load_calibrations(file)
@@ -42,6 +40,6 @@ def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
     out = []
     for name, calibration in found.items():
         x, y, z = (float(v) for v in calibration.pose[:3, 3])
-        turn = quaternion_from_rotation(calibration.pose[:3, :3])
-        out.append(StaticFrame(calibration.mount, f"{name}_optical_frame", (x, y, z), turn))
+        qx, qy, qz, qw = (float(v) for v in Rotation.from_matrix(calibration.pose[:3, :3]).as_quat(canonical=True))
+        out.append(StaticFrame(calibration.mount, f"{name}_optical_frame", (x, y, z), (qw, qx, qy, qz)))
     return tuple(out)

@@ -6,12 +6,14 @@ cameras bear the same names.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ament_index_python.packages import get_package_prefix
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
@@ -26,15 +28,16 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from molmoact2_ros.bringup.ending import LAUNCHER, PARK_S, REST_S, RESTART_DELAY_S, RESTARTS, OnEnd, ends_after
 from molmoact2_ros.bringup.frames import camera_frames
 from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, namespace_of
-from molmoact2_ros.bringup.specs import NodeSpec, fastdds_profile, nodes
+from molmoact2_ros.bringup.specs import Cell, NodeSpec, Value, fastdds_profile, nodes
 from molmoact2_ros.embodiments import EMBODIMENTS, embodiment
 from molmoact2_ros.embodiments.description import robot_description
 from molmoact2_ros.share import PACKAGE, share_path
 
 DEFAULTS = Options()
-QUIETER = {"episode_node": {"status_hz": 0.2}}
+QUIETER: dict[str, dict[str, Value]] = {"episode_node": {"status_hz": 0.2}}
 """The command line draws a live line from its status; here every one is a line on the screen."""
 TF = [("/tf", "tf"), ("/tf_static", "tf_static")]
 BOOL = ("true", "false")
@@ -96,7 +99,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
 
 _COMMON = (
     Argument("namespace", "", "ROS namespace; empty: the robot's name."),
-    Argument("config", "", "Parameter file; empty: the one of this package."),
+    Argument("config", "", "Parameter file of your own, on top of the robot's: only what you want otherwise."),
     Argument("meshes", "false", "Show the vendor's meshes in RViz, where their package is installed.", BOOL),
     Argument("use_sim_time", "false", "Take the time from /clock, as when a bag is played.", BOOL),
 )
@@ -129,7 +132,10 @@ def options_of(values: Mapping[str, str]) -> Options:
             given[name] = values[name] == "true"
     for name in ("episodes", "seed"):
         if name in values:
-            given[name] = int(values[name])
+            try:
+                given[name] = int(values[name])
+            except ValueError:
+                raise ValueError(f"{name}:={values[name]} is no whole number, for instance {name}:=10") from None
     for name in ("ports", "serials"):
         if values.get(name):
             given[name] = tuple(part.strip() for part in values[name].split(","))
@@ -141,7 +147,8 @@ def robot_launch(family: str) -> LaunchDescription:
 
     def actions(values: dict[str, str]) -> list[Any]:
         options = options_of(values)
-        found = _node_actions(nodes(options), values)
+        found = _node_actions(options, nodes(options), values)
+        # What is missing is said before the first node runs.
         if "true" in (values["model"], values["rviz"]):
             found += model_actions(options, values)
         if values["rviz"] == "true":
@@ -155,9 +162,16 @@ def record_launch() -> LaunchDescription:
     """The launch description of a recorder beside a robot that runs already."""
 
     def actions(values: dict[str, str]) -> list[Any]:
-        options = replace(options_of(values), sim=False, policy="none", record=values["directory"])
-        specs = tuple(spec for spec in nodes(options) if spec.executable == "recorder_node")
-        return _node_actions(specs, values, {"autostart_recording": values["autostart"] == "true"})
+        options = replace(options_of(values), sim=False, policy="none")
+        cell, default = Cell(options), {argument.name: argument.default for argument in RECORD_ARGUMENTS}
+        directory = values["directory"]
+        if directory == default["directory"]:
+            directory = cell.written("recorder").get("directory", directory)
+        autostart = {"autostart_recording": values["autostart"] == "true"}
+        chosen = values["autostart"] != default["autostart"]
+        extra = cell.parameters("recorder", autostart) if chosen else cell.parameters("recorder", {}, autostart)
+        specs = tuple(spec for spec in nodes(replace(options, record=directory)) if spec.name == "recorder")
+        return _node_actions(options, specs, values, extra)
 
     return _description(RECORD_ARGUMENTS, actions)
 
@@ -174,6 +188,8 @@ def rviz_launch() -> LaunchDescription:
 
 def model_actions(options: Options, values: Mapping[str, str]) -> list[Any]:
     """robot_state_publisher, and the frames of the cameras."""
+    _need("robot_state_publisher", "model:=false leaves the model out")
+    _need("tf2_ros", "model:=false leaves the model out")
     namespace, time = namespace_of(options), {"use_sim_time": values["use_sim_time"] == "true"}
     urdf = robot_description(embodiment(options.robot), values["meshes"] == "true")
     found = [
@@ -207,6 +223,7 @@ def model_actions(options: Options, values: Mapping[str, str]) -> list[Any]:
 
 def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
     """RViz with the robot's view, its topics in the robot's namespace."""
+    _need("rviz2", "rviz:=false leaves it out")
     robot, namespace = embodiment(options.robot), namespace_of(options)
     view = share_path(f"config/{robot.family}.rviz")
     if namespace != f"/{robot.family}" or robot.name != robot.family:
@@ -224,23 +241,40 @@ def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
     )
 
 
+def _need(package: str, otherwise: str) -> None:
+    """Raise where a ROS package is not installed: launch would say so only when the nodes before it run."""
+    try:
+        get_package_prefix(package)
+    except LookupError:  # what it raises is a KeyError
+        debian = f"ros-jazzy-{package.replace('_', '-')}"
+        raise ValueError(f"{package} is not installed: sudo apt install {debian}; {otherwise}") from None
+
+
 def _node_actions(
-    specs: tuple[NodeSpec, ...], values: Mapping[str, str], extra: Mapping[str, Any] | None = None
+    options: Options, specs: tuple[NodeSpec, ...], values: Mapping[str, str], extra: Mapping[str, Any] | None = None
 ) -> list[Any]:
     found = []
-    time = {"use_sim_time": values["use_sim_time"] == "true"}
+    cell = Cell(options)
+    sim_time = values["use_sim_time"] == "true"
+    given: dict[str, Value] = {"use_sim_time": True} if sim_time else {}
     for spec in specs:
+        own = cell.parameters(spec.name, given, {**QUIETER.get(spec.executable, {}), "use_sim_time": sim_time})
         action = Node(
             package=PACKAGE,
             executable=spec.executable,
             name=spec.name,
             namespace=spec.namespace,
-            parameters=[spec.config, {**spec.parameters, **QUIETER.get(spec.executable, {}), **time, **(extra or {})}],
-            additional_env=dict(spec.environment),
+            parameters=[*spec.configs, {**spec.parameters, **own, **(extra or {})}],
+            additional_env={**spec.environment, LAUNCHER: str(os.getpid())},
             output="screen",
+            respawn=spec.on_end is OnEnd.RESTARTED,
+            respawn_delay=RESTART_DELAY_S,
+            respawn_max_retries=RESTARTS,
+            # launch sends SIGTERM 5 s after Ctrl-C, which the nodes take for the same; SIGKILL has time.
+            **({"sigkill_timeout": f"{PARK_S + REST_S:g}"} if ends_after(spec.name) else {}),
         )
         found.append(action)
-        if spec.essential:  # the end of the last episode, like the end of a node that is needed, ends the launch
+        if spec.on_end is OnEnd.ENDS_RUN:  # as the end of the last episode does
             end = EmitEvent(event=Shutdown(reason=f"{spec.name} has ended"))
             found.append(RegisterEventHandler(OnProcessExit(target_action=action, on_exit=[end])))
     return found

@@ -1,7 +1,8 @@
 """Starts the nodes of `specs.py` as processes, watches them, and leaves none behind. Knows nothing of rclpy.
 
-Every node is a process group of its own, so that Ctrl-C reaches this process only and the nodes end in order: SIGINT,
-then SIGTERM, then SIGKILL, each with a deadline. If this process is killed, the kernel sends the nodes SIGTERM.
+Every node is a process group of its own, so that Ctrl-C reaches this process only and the nodes end in order
+(`ending.py`): SIGINT, then SIGTERM, then SIGKILL, each with a deadline. If this process is killed, the kernel sends the
+nodes SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from molmoact2_ros.bringup.ending import DRIVERS, LAUNCHER, PARK_S, RESTART_DELAY_S, RESTARTS, OnEnd, stage_of
 from molmoact2_ros.bringup.specs import NodeSpec, fastdds_profile
 
 INTERRUPT_S, TERMINATE_S, KILL_S = 15.0, 4.0, 4.0
-"""Deadlines of the three signals; closing a video or a bag takes a few seconds on a loaded machine."""
+"""Deadlines of the three signals; closing a video or a bag takes a few seconds on a loaded machine, and a driver has
+`PARK_S` for the first."""
 
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -50,6 +53,9 @@ class Process:
     popen: subprocess.Popen[str]
     log: Path
     reported: bool = field(default=False)
+    restarts: int = field(default=0)
+    due_s: float | None = field(default=None)
+    """When it is started again, on the monotonic clock."""
 
     def tail(self, lines: int = 12) -> str:
         """Last lines of the node's log, indented."""
@@ -98,6 +104,10 @@ class ProcessGroup:
         if spec.name in self.processes:
             raise ValueError(f"node {spec.name!r} runs already")
         log = self._log_dir / f"{spec.name}.log"
+        self.processes[spec.name] = Process(spec, self._open(spec, log, "w"), log)
+        return self.processes[spec.name]
+
+    def _open(self, spec: NodeSpec, log: Path, mode: str) -> subprocess.Popen[str]:
         parent = os.getpid()
 
         def die_with_parent() -> None:
@@ -105,43 +115,55 @@ class ProcessGroup:
             if os.getppid() != parent:  # it ended before the line above
                 os._exit(1)
 
-        with log.open("w") as out:
-            popen = subprocess.Popen(
+        with log.open(mode) as out:
+            return subprocess.Popen(
                 [sys.executable, "-m", spec.module, *spec.ros_arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if spec.name in self._piped else out,
                 stderr=out,
-                env={**self._environment, **spec.environment},
+                env={**self._environment, LAUNCHER: str(parent), **spec.environment},
                 process_group=0,
                 preexec_fn=die_with_parent,
                 text=True,
             )
-        self.processes[spec.name] = Process(spec, popen, log)
-        return self.processes[spec.name]
 
     def check(self, expected: Iterable[str] = ()) -> list[str]:
-        """Look for nodes that ended, and return one line for each newly ended node that is not essential.
+        """Look for nodes that ended, start those again that are to be, and return one line for each newly ended node
+        that does not end the run.
 
         Args:
             expected: nodes that may end by themselves, such as the one that drives the episodes.
 
         Raises:
-            NodeEndedError: an essential node ended.
+            NodeEndedError: a node ended without which the run cannot go on.
         """
         lines = []
         for name, process in self.processes.items():
+            if process.due_s is not None and time.monotonic() >= process.due_s:
+                process.due_s = None
+                process.popen = self._open(process.spec, process.log, "a")
+                process.reported = False
             status = process.popen.poll()
             if status is None or process.reported or name in expected:
                 continue
             process.reported = True
-            what = f"node {name!r} {_ending(status)}; its log {process.log} ends with\n{process.tail()}"
-            if process.spec.essential:
-                raise NodeEndedError(what)
-            lines.append(what)
+            what = f"node {name!r} {_ending(status)}"
+            tail = f"its log {process.log} ends with\n{process.tail()}"
+            if process.spec.on_end is OnEnd.ENDS_RUN:
+                raise NodeEndedError(f"{what}; {tail}")
+            if process.spec.on_end is OnEnd.RESTARTED and process.restarts < RESTARTS:
+                process.restarts += 1
+                process.due_s = time.monotonic() + RESTART_DELAY_S
+                what += f", and is started again ({process.restarts} of {RESTARTS})"
+            lines.append(f"{what}; {tail}")
         return lines
 
     def stop(self) -> None:
-        """End every process: SIGINT, SIGTERM, SIGKILL; a Ctrl-C meanwhile goes to SIGKILL. Safe to call twice."""
+        """End every process, in the order of `ending.stage_of`: SIGINT, SIGTERM, SIGKILL. Safe to call twice.
+
+        A Ctrl-C meanwhile goes to SIGKILL for all but the executor and the driver: an arm is brought to rest, and
+        parked, before it is let go.
+        """
         hurry = False
 
         def hasten(*_: object) -> None:
@@ -153,19 +175,15 @@ class ProcessGroup:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 replaced[number] = signal.signal(number, hasten)
         try:
-            for number, limit_s in ((signal.SIGINT, INTERRUPT_S), (signal.SIGTERM, TERMINATE_S)):
-                # To the node only: its helpers (a video encoder) end when the node has closed their input.
-                for process in self._running():
-                    process.popen.send_signal(number)
-                deadline = time.monotonic() + limit_s
-                while self._running() and time.monotonic() < deadline and not hurry:
-                    time.sleep(_POLL_S)
             for process in self.processes.values():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.popen.pid, signal.SIGKILL)
-            deadline = time.monotonic() + KILL_S
-            while self._running() and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+                process.due_s = None
+            stages: dict[int, list[Process]] = {}
+            for name, process in self.processes.items():
+                stages.setdefault(stage_of(name), []).append(process)
+            for _, processes in sorted(stages.items()):
+                names = {process.spec.name for process in processes}
+                limit_s = PARK_S if names & set(DRIVERS) else INTERRUPT_S
+                _end(processes, limit_s, _never if names & {"executor", *DRIVERS} else lambda: hurry)
         finally:
             for number, handler in replaced.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
@@ -173,8 +191,28 @@ class ProcessGroup:
                 if process.popen.stdout is not None:
                     process.popen.stdout.close()
 
-    def _running(self) -> list[Process]:
-        return [process for process in self.processes.values() if process.popen.poll() is None]
+
+def _never() -> bool:
+    return False
+
+
+def _end(processes: list[Process], limit_s: float, hurry: Callable[[], bool]) -> None:
+    def running() -> list[Process]:
+        return [process for process in processes if process.popen.poll() is None]
+
+    for number, seconds in ((signal.SIGINT, limit_s), (signal.SIGTERM, TERMINATE_S)):
+        # To the node only: its helpers (a video encoder) end when the node has closed their input.
+        for process in running():
+            process.popen.send_signal(number)
+        deadline = time.monotonic() + seconds
+        while running() and time.monotonic() < deadline and not hurry():
+            time.sleep(_POLL_S)
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.popen.pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_S
+    while running() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 def _ending(status: int) -> str:

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from molmoact2_ros.bringup.ending import ENDS_AFTER, OnEnd, ends_after
 from molmoact2_ros.bringup.options import Options, check, external, namespace_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.franka_droid import FRANKA_HAND, FrankaDroid
+from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
 from molmoact2_ros.share import PACKAGE, bundled_checkpoint, share_path
 
 Value = bool | int | float | str | list[str] | list[float]
@@ -32,19 +35,19 @@ class NodeSpec:
     Attributes:
         executable: its console script, as `ros2 run molmoact2_ros <executable>` takes it.
         name, namespace: its ROS name.
-        config: its parameter file.
-        parameters: what is set on top of the parameter file.
+        configs: its parameter files; a later one wins.
+        parameters: what is set on top of the parameter files.
         environment: extra environment variables of its process.
-        essential: the session ends when this node ends; otherwise its end is only reported.
+        on_end: what its end means for the run.
     """
 
     executable: str
     name: str
     namespace: str
-    config: str
+    configs: tuple[str, ...] = ()
     parameters: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    essential: bool = True
+    on_end: OnEnd = OnEnd.ENDS_RUN
 
     @property
     def module(self) -> str:
@@ -54,97 +57,155 @@ class NodeSpec:
     def ros_arguments(self) -> list[str]:
         """Command-line arguments that give the node its name and parameters."""
         arguments = ["--ros-args", "-r", f"__node:={self.name}", "-r", f"__ns:={self.namespace}"]
-        arguments += ["--params-file", self.config]
+        for config in self.configs:
+            arguments += ["--params-file", config]
         for key, value in self.parameters.items():
             arguments += ["-p", f"{key}:={json.dumps(value)}"]
         return arguments
+
+
+NOTHING: Mapping[str, Value] = MappingProxyType({})
+DEFAULTS = Options()
+EMULATED_RETRY_S = 0.3
+"""Time between attempts to connect to an emulated bus, which comes up together with its driver, s."""
+
+
+class Cell:
+    """The robot, its namespace and its parameter files, from which its nodes are made.
+
+    A value that the user's parameter file gives is used: what follows from the robot or the cell is set only where his
+    file is silent, and what he asked for elsewhere must not say something else.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.robot = embodiment(options.robot)
+        self.namespace = namespace_of(options)
+        self._own = user_files(options.config)
+        self.configs = (*robot_files(self.robot.family), *self._own)
+
+    def written(self, node: str) -> dict[str, Any]:
+        """What the user's file says to the node called `node`."""
+        return parameters_for(self._own, f"{self.namespace.rstrip('/')}/{node}")
+
+    def chosen(self, *names: str) -> tuple[dict[str, Value], dict[str, Value]]:
+        """Options that are parameters of the same name: those that the user chose, and those left at their default."""
+        values = {name: type(getattr(DEFAULTS, name))(getattr(self.options, name)) for name in names}
+        given = {name: value for name, value in values.items() if value != getattr(DEFAULTS, name)}
+        return given, {name: value for name, value in values.items() if name not in given}
+
+    def parameters(
+        self, node: str, given: Mapping[str, Value] = NOTHING, derived: Mapping[str, Value] = NOTHING
+    ) -> dict[str, Value]:
+        """What is set for the node called `node` on top of its parameter files.
+
+        Args:
+            given: what the user asked for, or what the cell leaves no choice in.
+            derived: what follows from the robot or is a default, for which the user's file may say something else.
+
+        Raises:
+            ValueError: the user's file says something else than `given`.
+        """
+        written = self.written(node)
+        for key, value in given.items():
+            if written.get(key, value) != value:
+                raise ValueError(
+                    f"{self.options.config} sets {key} of {node} to {written[key]!r}, and {value!r} is asked for here: "
+                    "leave one of the two out"
+                )
+        return {**{key: value for key, value in derived.items() if key not in written}, **given}
+
+    def node(
+        self,
+        executable: str,
+        given: Mapping[str, Value] = NOTHING,
+        derived: Mapping[str, Value] = NOTHING,
+        *,
+        on_end: OnEnd | None = None,
+        threads: int = 1,
+    ) -> NodeSpec:
+        """A node of this robot; `given` and `derived` as `parameters` has them.
+
+        What a node's end means follows from whether there is an arm to be held, unless `on_end` says it.
+        """
+        name = executable.removesuffix("_node")
+        # Numeric libraries start a thread a core in every process, and disturb the control loop.
+        environment = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        if ends_after(name):
+            environment[ENDS_AFTER] = " ".join(ends_after(name))
+        return NodeSpec(
+            executable=executable,
+            name=name,
+            namespace=self.namespace,
+            configs=self.configs,
+            parameters=MappingProxyType(self.parameters(name, {"robot": self.robot.name, **given}, derived)),
+            environment=MappingProxyType(environment),
+            on_end=on_end or (OnEnd.ENDS_RUN if self.options.sim else OnEnd.RESTARTED),
+        )
 
 
 def nodes(options: Options) -> tuple[NodeSpec, ...]:
     """Return the nodes for `options`, in the order in which the data flows.
 
     Raises:
-        ValueError: an option has a value that cannot work; the message says which values can.
+        ValueError: an option has a value that cannot work, or says something else than the user's parameter file; the
+            message says what can be done.
     """
-    robot = embodiment(options.robot)
-    check(options)
-    config = options.config or str(share_path(f"config/{robot.family}.yaml"))
-    namespace = namespace_of(options)
-    checkpoint = options.checkpoint or str(bundled_checkpoint(robot.family))
-    link_prefix = options.link_prefix or f"molmoact2_{namespace.strip('/').replace('/', '_')}"
-    cameras = list(robot.camera_names)
-
-    def node(executable: str, /, *, essential: bool = True, threads: int = 1, **parameters: Value) -> NodeSpec:
-        return NodeSpec(
-            executable=executable,
-            name=executable.removesuffix("_node"),
-            namespace=namespace,
-            config=config,
-            parameters=MappingProxyType({"robot": robot.name, **parameters}),
-            # Numeric libraries start a thread a core in every process, and get into the way of the control loop.
-            environment=MappingProxyType({"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}),
-            essential=essential,
-        )
-
-    def with_parameters(spec: NodeSpec, parameters: Mapping[str, Value]) -> NodeSpec:
-        return replace(spec, parameters=MappingProxyType({**spec.parameters, **parameters}))
-
-    def driver(parameters: Mapping[str, Value]) -> NodeSpec:
-        return with_parameters(node(f"{robot.family}_driver_node"), parameters)
-
+    cell = Cell(options)
+    robot, node = cell.robot, cell.node
+    named = options.checkpoint or str(cell.written("policy").get("checkpoint", ""))
+    check(replace(options, checkpoint=named))
+    checkpoint: dict[str, Value] = {"checkpoint": named or str(bundled_checkpoint(robot.family))}
+    cameras = list(cell.written("camera").get("names", robot.camera_names))
+    views: dict[str, Value] = {"cameras": cameras}
     found = []
     if options.sim:
-        bus = str(Path(tempfile.gettempdir()) / f"{link_prefix}_bus") if options.emulated else ""
-        found.append(node("sim_node", seed=options.seed, link_prefix=link_prefix, emulated_bus=bus))
+        link = options.link_prefix or f"molmoact2_{cell.namespace.strip('/').replace('/', '_')}"
+        bus = str(Path(tempfile.gettempdir()) / f"{link}_bus") if options.emulated else ""
+        given, derived = cell.chosen("seed")
+        found.append(node("sim_node", {**given, "link_prefix": link, "emulated_bus": bus}, derived))
         if options.emulated:
-            found.append(driver(emulated_parameters(robot.name, bus)))
-        found.append(node("camera_node", names=cameras, sources=[f"sim:{link_prefix}_{name}" for name in cameras]))
+            parameters = emulated_parameters(robot.name, bus)
+            found.append(node(f"{robot.family}_driver_node", parameters, {"retry_s": EMULATED_RETRY_S}))
+        simulated: dict[str, Value] = {"names": cameras, "sources": [f"sim:{link}_{name}" for name in cameras]}
+        found.append(node("camera_node", {}, simulated))
     else:
         if not external(options):
-            found.append(driver(hardware_parameters(options)))
+            found.append(node(f"{robot.family}_driver_node", hardware_parameters(options)))
         elif robot.family == "franka":
-            found.append(node("franka_state_node", essential=False))  # without franka_msgs it says so and ends
-        if options.serials:
-            serials = [f"realsense:{serial}" for serial in options.serials]
-            found.append(node("camera_node", names=cameras, sources=serials))
-        else:
-            found.append(node("camera_node", names=cameras))
+            found.append(node("franka_state_node", on_end=OnEnd.REPORTED))  # without franka_msgs it says so and ends
+        serials = [f"realsense:{serial}" for serial in options.serials]
+        found.append(node("camera_node", {"sources": serials} if serials else {}, {"names": cameras}))
     if options.policy == "expert":
         found.append(node("expert_node"))
     elif options.policy == "molmoact2":
         threads = max(1, (os.cpu_count() or 2) // 2)
-        found.append(node("policy_node", threads=threads, checkpoint=checkpoint, norm_tag=robot.norm_tag))
+        given, _ = cell.chosen("checkpoint")
+        found.append(node("policy_node", given, {**checkpoint, "norm_tag": robot.norm_tag}, threads=threads))
     # Our drivers say which commands have gone out to the arm; on a robot their silence is a fault.
-    acknowledged: dict[str, Value] = {}
-    if not options.sim and not external(options):
-        acknowledged["acknowledgement_timeout_s"] = 1.0
-    found.append(with_parameters(node("executor_node"), {**acknowledged, **franka_ros2_parameters(options)}))
+    silence: dict[str, Value] = {} if options.sim or external(options) else {"acknowledgement_timeout_s": 1.0}
+    found.append(node("executor_node", {}, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
-        found.append(node("visualizer_node", essential=False, checkpoint=checkpoint, base_frame=robot.base_link))
+        shown = {**views, **checkpoint, "base_frame": robot.base_link}
+        found.append(node("visualizer_node", {}, shown, on_end=OnEnd.REPORTED if options.sim else OnEnd.RESTARTED))
     if options.film or options.picture:
-        found.append(node("film_node", essential=False, film=options.film, picture=options.picture))
+        given, derived = cell.chosen("film", "picture")
+        found.append(node("film_node", given, {**derived, **views}, on_end=OnEnd.REPORTED))
     if options.record:
-        found.append(node("recorder_node", directory=options.record, checkpoint=checkpoint, config_file=config))
+        files: dict[str, Value] = {"config_files": list(cell.configs)}
+        found.append(node("recorder_node", {"directory": options.record}, {**views, **checkpoint, **files}))
     if options.sim:
-        found.append(
-            node(
-                "episode_node",
-                task=options.task,
-                episodes=options.episodes,
-                seed=options.seed,
-                episode_timeout_s=float(options.episode_timeout_s),
-            )
-        )
+        found.append(node("episode_node", *cell.chosen("task", "episodes", "seed", "episode_timeout_s")))
     return tuple(found)
 
 
 def franka_ros2_parameters(options: Options) -> dict[str, Value]:
     """Parameters of the executor for franka_ros2: its trajectory controller and its gripper, in the same namespace.
 
-    Only beside this package's own parameter file: one that the user names says it itself.
+    A parameter file of the user's own may say it otherwise, parameter by parameter.
     """
     robot = embodiment(options.robot)
-    if options.sim or options.config or not isinstance(robot, FrankaDroid) or not external(options):
+    if options.sim or not isinstance(robot, FrankaDroid) or not external(options):
         return {}
     hand = robot.gripper is FRANKA_HAND
     return {
@@ -179,17 +240,17 @@ def hardware_parameters(options: Options) -> dict[str, Value]:
 def emulated_parameters(robot: str, folder: str) -> dict[str, Value]:
     """Parameters that lead the driver of `robot` to the emulated bus under `folder`."""
     if robot == "so101":
-        return {"port": f"{folder}/so101", "calibration_id": "so101", "calibration_dir": folder, "retry_s": 0.3}
+        return {"port": f"{folder}/so101", "calibration_id": "so101", "calibration_dir": folder}
     if robot == "yam":
         channels: dict[str, Value] = {f"{side}_channel": f"{folder}/can_{side}" for side in ("left", "right")}
-        return {**channels, "can_interface": "molmoact2_link", "retry_s": 0.3}
+        return {**channels, "can_interface": "molmoact2_link"}
     if robot == "franka":
         from molmoact2_ros.simulation.emulators.buses import fci_address
 
-        return {"robot_ip": fci_address(Path(folder).name), "realtime": False, "retry_s": 0.3}
+        return {"robot_ip": fci_address(Path(folder).name), "realtime": False}
     raise ValueError(f"there is no emulated bus for {robot}; leave out emulated")
 
 
 def fastdds_profile() -> Path:
-    """The Fast DDS profile that gives pictures enough shared memory; goes into FASTRTPS_DEFAULT_PROFILES_FILE."""
+    """The Fast DDS profile that gives images enough shared memory; goes into FASTRTPS_DEFAULT_PROFILES_FILE."""
     return share_path("config/fastdds.xml")

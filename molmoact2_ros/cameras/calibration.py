@@ -9,8 +9,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
-
 Array = NDArray[np.float64]
 
 
@@ -46,13 +44,15 @@ def load_calibrations(path: str | Path) -> dict[str, CameraCalibration]:
     Raises:
         ValueError: a camera lacks a value or has too many or too few of it.
     """
+    from scipy.spatial.transform import Rotation
+
+    from molmoact2_ros.embodiments.kinematics import pose_of
+
     out: dict[str, CameraCalibration] = {}
     for name, values in (yaml.safe_load(Path(path).expanduser().read_text()) or {}).items():
         try:
-            pose = np.eye(4)
             w, x, y, z = (float(value) for value in values["wxyz"])
-            pose[:3, :3] = rotation_from_quaternion((w, x, y, z))
-            pose[:3, 3] = values["xyz"]
+            pose = pose_of(Rotation.from_quat((x, y, z, w)), values["xyz"])
             k = np.asarray(values["k"], dtype=np.float64).reshape(3, 3)
             out[name] = CameraCalibration(int(values["width"]), int(values["height"]), k, str(values["mount"]), pose)
         except (KeyError, TypeError, ValueError) as error:

@@ -1,17 +1,18 @@
-"""Where the cameras of the simulated cells are. The one home of these figures: the scene, the overlays and the
+"""Where the cameras of the simulated cells are. The one home of these values: the scene, the overlays and the
 CameraInfo messages read them here. Loads numpy only."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.cameras.calibration import CameraCalibration
 from molmoact2_ros.embodiments import EMBODIMENTS
-from molmoact2_ros.embodiments.franka_droid import FLANGE_Z, HAND_YAW, FrankaDroid
-from molmoact2_ros.embodiments.kinematics import quaternion_from_rpy, rotation_from_quaternion
+from molmoact2_ros.embodiments.franka_droid import FrankaDroid
+from molmoact2_ros.embodiments.urdf import robot_urdf
 
 Array = NDArray[np.float64]
 
@@ -35,63 +36,62 @@ def _pinhole(width: int, height: int, fovy_deg: float) -> Array:
     return np.array([[focal, 0.0, width / 2.0], [0.0, focal, height / 2.0], [0.0, 0.0, 1.0]])
 
 
-def _turned(rpy: tuple[float, float, float], xyz: tuple[float, float, float]) -> Array:
-    pose = np.eye(4)
-    pose[:3, :3] = rotation_from_quaternion(quaternion_from_rpy(*rpy))
-    pose[:3, 3] = xyz
-    return pose
+@cache
+def _cells() -> dict[str, dict[str, CameraCalibration]]:
+    """The cameras of every simulated cell, by family."""
+    from scipy.spatial.transform import Rotation
 
+    from molmoact2_ros.embodiments.kinematics import pose_of
 
-# The hand of the Franka in the frame of the link that carries it, and the camera in the hand's frame: beside the
-# fingers, which move along y, and looking past their tips.
-_HAND = _turned((0.0, 0.0, HAND_YAW), (0.0, 0.0, FLANGE_Z))
-_BESIDE_HAND = looking_at((0.100, 0.0, 0.035), (0.030, 0.0, 0.170), (-1, 0, 0))
-# Behind the gripper of the YAM, canted by 25 degrees towards the fingertips.
-_YAM_WRIST = _turned((np.radians(-25.0), 0.0, 0.0), (0.0, -0.0704, 0.077))
-
-_CELLS: dict[str, dict[str, CameraCalibration]] = {
-    "so101": {
-        # Faces the arm from across the table and a little above, so that the gripper never hides the whole cube.
-        "front": CameraCalibration(
-            320,
-            240,
-            _pinhole(320, 240, 37.0),
-            "base_link",
-            looking_at((0.60, 0.0, 0.42), (0.185, 0.0, 0.035), (0, 0, 1)),
-        ),
-        # On the gripper's side, looking past the fingertips.
-        "wrist": CameraCalibration(
-            320,
-            240,
-            _pinhole(320, 240, 75.0),
-            "gripper_link",
-            looking_at((0.012, -0.085, -0.015), (0.012, 0.0, -0.095), (1, 0, 0)),
-        ),
-    },
-    "franka": {
-        # Beside the table, as DROID has it, and of its image size.
-        "exterior": CameraCalibration(
-            320,
-            180,
-            _pinhole(320, 180, 44.0),
-            "fr3_link0",
-            looking_at((1.12, 0.50, 0.60), (0.46, 0.0, 0.20), (0, 0, 1)),
-        ),
-        "wrist": CameraCalibration(320, 180, _pinhole(320, 180, 64.0), "fr3_link7", _HAND @ _BESIDE_HAND),
-    },
-    "yam": {
-        # Where the vendor's station has them, at half the native size.
-        "top": CameraCalibration(
-            320,
-            180,
-            _pinhole(320, 180, 56.0),
-            "left_base_link",
-            looking_at((-0.1665, -0.305, 0.9543), (0.3335, -0.305, 0.0883), (0, 0, 1)),
-        ),
-        "left": CameraCalibration(320, 180, _pinhole(320, 180, 56.0), "left_link6", _YAM_WRIST),
-        "right": CameraCalibration(320, 180, _pinhole(320, 180, 56.0), "right_link6", _YAM_WRIST),
-    },
-}
+    # The hand of the Franka in the frame of the link that carries it, and the camera in the hand's frame: beside the
+    # fingers, which move along y, and looking past their tips.
+    hand = robot_urdf("franka").pose("fr3_link7", "fr3_hand")
+    beside_hand = looking_at((0.100, 0.0, 0.035), (0.030, 0.0, 0.170), (-1, 0, 0))
+    # Behind the gripper of the YAM, canted by 25 degrees towards the fingertips.
+    yam_wrist = pose_of(Rotation.from_euler("x", -25.0, degrees=True), (0.0, -0.0704, 0.077))
+    return {
+        "so101": {
+            # Faces the arm from across the table and a little above, so that the gripper never hides the whole cube.
+            "front": CameraCalibration(
+                320,
+                240,
+                _pinhole(320, 240, 37.0),
+                "base_link",
+                looking_at((0.60, 0.0, 0.42), (0.185, 0.0, 0.035), (0, 0, 1)),
+            ),
+            # On the gripper's side, looking past the fingertips.
+            "wrist": CameraCalibration(
+                320,
+                240,
+                _pinhole(320, 240, 75.0),
+                "gripper_link",
+                looking_at((0.012, -0.085, -0.015), (0.012, 0.0, -0.095), (1, 0, 0)),
+            ),
+        },
+        "franka": {
+            # Beside the table, as DROID has it, and of its image size.
+            "exterior": CameraCalibration(
+                320,
+                180,
+                _pinhole(320, 180, 44.0),
+                "fr3_link0",
+                looking_at((1.12, 0.50, 0.60), (0.46, 0.0, 0.20), (0, 0, 1)),
+            ),
+            "wrist": CameraCalibration(320, 180, _pinhole(320, 180, 64.0), "fr3_link7", hand @ beside_hand),
+        },
+        "yam": {
+            # Where the vendor's station has them, at half the native size.
+            "top": CameraCalibration(
+                320,
+                180,
+                _pinhole(320, 180, 56.0),
+                "left_base_link",
+                looking_at((-0.1665, -0.305, 0.9543), (0.3335, -0.305, 0.0883), (0, 0, 1)),
+            ),
+            "left": CameraCalibration(320, 180, _pinhole(320, 180, 56.0), "left_link6", yam_wrist),
+            "right": CameraCalibration(320, 180, _pinhole(320, 180, 56.0), "right_link6", yam_wrist),
+        },
+    }
 
 
 def camera_calibration(robot: str, camera: str) -> CameraCalibration:
@@ -113,9 +113,9 @@ def camera_names(robot: str) -> tuple[str, ...]:
 
 def _cell(robot: str) -> dict[str, CameraCalibration]:
     known = EMBODIMENTS.get(robot)
-    if known is None or known.family not in _CELLS:
-        raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_CELLS))}")
-    cell = _CELLS[known.family]
+    if known is None or known.family not in _cells():
+        raise ValueError(f"no simulated cell for robot {robot!r}; there are cells for {', '.join(sorted(_cells()))}")
+    cell = _cells()[known.family]
     if not isinstance(known, FrankaDroid):
         return cell
     prefix = known.arm.joint_prefix

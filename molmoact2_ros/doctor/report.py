@@ -5,31 +5,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-import yaml
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.doctor.checks import examine
 from molmoact2_ros.doctor.finding import Cell, Finding
 from molmoact2_ros.doctor.probe import Machine
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.share import share_path
+from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
 
 
 def cell_of(robot: str, config: str, record_dir: str) -> Cell:
-    """Return what the workcell is meant to be, from its parameter file.
+    """Return what the workcell is meant to be, from its parameter files.
+
+    Args:
+        config: the user's own, on top of those that ship here; empty for none.
 
     Raises:
-        ValueError: the robot is unknown. FileNotFoundError: there is no such parameter file.
+        ValueError: the robot is unknown, or `config` is no parameter file.
     """
     if not robot:
         return Cell(record_dir=record_dir)
-    name = embodiment(robot).family
-    text = Path(config or share_path(f"config/{name}.yaml")).read_text()
-    sections = yaml.safe_load(text) or {}
-    parameters = {key.rpartition("/")[2]: section.get("ros__parameters", {}) for key, section in sections.items()}
-    return Cell(name, parameters, record_dir)
+    family = embodiment(robot).family
+    files = (*robot_files(family), *user_files(config))
+    parameters = {node: parameters_for(files, node) for node in ("camera", f"{family}_driver", "executor")}
+    return Cell(family, parameters, record_dir)
 
 
 def as_json(findings: Sequence[Finding]) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.embodiments.franka_droid import FRANKA_HAND, FrankaDroid
-from molmoact2_ros.embodiments.kinematics import quaternion_from_rpy, rotation_from_quaternion
+from molmoact2_ros.embodiments.urdf import Urdf, origin_of
 from molmoact2_ros.share import share_path
 
 Array = NDArray[np.float64]
@@ -122,43 +122,14 @@ def vendor_path(relative: str, package: str, places: Iterable[str] | None = None
     raise FileNotFoundError(f"{relative} is not installed; install it with: pip install --no-deps {package}")
 
 
-def zero_poses(tree: Element, base: str) -> dict[str, Array]:
-    """Pose (4, 4) in the link `base` of every link below it, with all joints at zero."""
-    joints = {joint.find("child").get("link"): joint for joint in tree.iter("joint") if joint.find("child") is not None}  # type: ignore[union-attr]
-    found: dict[str, Array] = {base: np.eye(4)}
-
-    def pose(link: str) -> Array | None:
-        if link not in found:
-            joint = joints.get(link)
-            parent = None if joint is None else joint.find("parent")
-            above = None if parent is None else pose(parent.get("link", ""))
-            if joint is None or above is None:
-                return None
-            found[link] = above @ origin_of(joint)
-        return found[link]
-
-    for link in tree.iter("link"):
-        pose(link.get("name", ""))
-    return found
-
-
-def origin_of(element: Element) -> Array:
-    """Pose (4, 4) of the `origin` in a URDF element; the identity without one."""
-    origin = element.find("origin")
-    out = np.eye(4)
-    if origin is not None:
-        roll, pitch, yaw = (float(v) for v in origin.get("rpy", "0 0 0").split())
-        out[:3, :3] = rotation_from_quaternion(quaternion_from_rpy(roll, pitch, yaw))
-        out[:3, 3] = [float(v) for v in origin.get("xyz", "0 0 0").split()]
-    return out
-
-
 def _dress(tree: Element, model: VendorModel) -> None:
     """Replace the visuals of the links by the vendor's."""
+    from scipy.spatial.transform import Rotation
+
     vendor = ElementTree.fromstring(vendor_path(model.urdf, model.package).read_text())
     folder = vendor_path(model.meshes[0], model.package)
     ours_base, theirs_base = next(iter(model.links.items()))
-    ours, theirs = zero_poses(tree, ours_base), zero_poses(vendor, theirs_base)
+    ours, theirs = Urdf(tree), Urdf(vendor)
     links = {link.get("name"): link for link in vendor.iter("link")}
     for link in tree.iter("link"):
         name = link.get("name", "")
@@ -168,12 +139,17 @@ def _dress(tree: Element, model: VendorModel) -> None:
             link.remove(visual)
         if name in model.covered:
             continue
-        moved = np.linalg.inv(ours[name]) @ theirs[model.links[name]]
+        moved = np.linalg.inv(ours.pose(ours_base, name)) @ theirs.pose(theirs_base, model.links[name])
         for visual in links[model.links[name]].findall("visual"):
             place = moved @ origin_of(visual)
             for old in visual.findall("origin"):
                 visual.remove(old)
-            ElementTree.SubElement(visual, "origin", xyz=_text(place[:3, 3]), rpy=_text(_rpy(place[:3, :3])))
+            ElementTree.SubElement(
+                visual,
+                "origin",
+                xyz=_text(place[:3, 3]),
+                rpy=_text(Rotation.from_matrix(place[:3, :3]).as_euler("xyz")),
+            )
             for mesh in visual.iter("mesh"):
                 mesh.set("filename", f"file://{folder}{mesh.get('filename', '').removeprefix(model.meshes[1])}")
             link.append(visual)
@@ -196,13 +172,6 @@ def _adapt_franka(tree: Element, robot: FrankaDroid) -> None:
             limit.set("lower", f"{bounds[0]:.6g}")
             limit.set("upper", f"{bounds[1]:.6g}")
             limit.set("velocity", f"{robot.limits.velocity[index]:.6g}")
-
-
-def _rpy(rotation: Array) -> Array:
-    pitch = np.arctan2(-rotation[2, 0], np.hypot(rotation[0, 0], rotation[1, 0]))
-    if np.cos(pitch) < 1e-9:  # the first and the last turn are about one axis: all of it is the first's
-        return np.array([np.arctan2(-rotation[1, 2], rotation[1, 1]), pitch, 0.0])
-    return np.array([np.arctan2(rotation[2, 1], rotation[2, 2]), pitch, np.arctan2(rotation[1, 0], rotation[0, 0])])
 
 
 def _text(values: Array) -> str:

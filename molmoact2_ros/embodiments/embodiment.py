@@ -9,11 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments.kinematics import Chain
+if TYPE_CHECKING:
+    from molmoact2_ros.embodiments.kinematics import Chain
 
 Array = NDArray[np.float64]
 
@@ -87,8 +90,6 @@ class Embodiment(ABC):
         max_first_step: largest distance of the first executed row from the measured position, (dof,), rad.
         rest_position: a safe pose near the median of the training states, (dof,), rad.
         limits: see `JointLimits`.
-        chains: for each arm its kinematic chain from the base to the tip, and the joints of ROS order that drive it.
-            Tips come out in the robot's base frame.
         base_link: the root link of the robot's URDF, the frame of tips, workspaces and markers.
         wrist_links: for each arm the link that its last arm joint moves; a wrist camera is fixed to it.
         workspaces: for each arm where its tip may be.
@@ -112,7 +113,6 @@ class Embodiment(ABC):
     max_first_step: Array
     rest_position: Array
     limits: JointLimits
-    chains: tuple[tuple[Chain, tuple[int, ...]], ...]
     base_link: str
     wrist_links: tuple[str, ...]
     workspaces: tuple[Workspace, ...]
@@ -122,6 +122,16 @@ class Embodiment(ABC):
     def dof(self) -> int:
         """Number of joints in ROS order, grippers included."""
         return len(self.joint_names)
+
+    @cached_property
+    def chains(self) -> tuple[tuple[Chain, tuple[int, ...]], ...]:
+        """For each arm its kinematic chain from the base to the tip, and the joints of ROS order that drive it. Tips
+        come out in the robot's base frame. The first use loads scipy."""
+        return self._make_chains()
+
+    @abstractmethod
+    def _make_chains(self) -> tuple[tuple[Chain, tuple[int, ...]], ...]:
+        """Return `chains`."""
 
     def velocity_bounds(self, positions: Array) -> tuple[Array, Array]:
         """Lowest (<= 0) and highest (>= 0) velocity (..., dof) permitted at `positions` (..., dof), rad/s (m/s for

@@ -4,42 +4,33 @@ Model vectors hold the joints in rad and the gripper as a closed share: 0 open, 
 holds the position of the gripper's driving joint: for the Franka Hand half of the width in m (0 closed, 0.04 open), for
 a Robotiq 2F-85 the knuckle in rad (0 open, 0.7929 closed).
 
-Sources: franka_description for the chain, the limits page of the Franka documentation for FR3 and FER (Panda), droid
-for rate, reset pose and largest step, allenai/MolmoAct2-DROID for units and polarity.
+Sources: `urdf/franka.urdf` for the chain (of FR3 and FER alike) and the FR3's ranges and velocities, the limits page of
+the Franka documentation for the rest, droid for rate, reset pose and largest step, allenai/MolmoAct2-DROID for units
+and polarity.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame, Workspace
-from molmoact2_ros.embodiments.kinematics import Chain, Joint, quaternion_from_rpy
+from molmoact2_ros.embodiments.urdf import robot_urdf
+
+if TYPE_CHECKING:
+    from molmoact2_ros.embodiments.kinematics import Chain
 
 Array = NDArray[np.float64]
 
 ARM_JOINTS = 7
 GRIPPER = 7
-FLANGE_Z = 0.107
-"""The flange from the last joint, m; the hand sits on it, turned by -45 degrees."""
-HAND_YAW = -np.pi / 4
-TCP_Z = 0.1034
-"""The point between the fingertips from the hand's base, m."""
-FINGER_STROKE = 0.04
+_URDF = robot_urdf("franka")
+_FINGER = _URDF.joints["fr3_finger_joint1"]
+FINGER_STROKE = _FINGER.upper
 """Travel of one finger of the Franka Hand, m: half of the width."""
-
-_ORIGINS = (
-    ((0.0, 0.0, 0.333), 0.0),
-    ((0.0, 0.0, 0.0), -np.pi / 2),
-    ((0.0, -0.316, 0.0), np.pi / 2),
-    ((0.0825, 0.0, 0.0), np.pi / 2),
-    ((-0.0825, 0.384, 0.0), -np.pi / 2),
-    ((0.0, 0.0, 0.0), np.pi / 2),
-    ((0.088, 0.0, 0.0), np.pi / 2),
-)
-"""Origin (m) and roll (rad) of each joint in the link before it; every joint turns about its own z."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +51,12 @@ class ArmModel:
     deceleration: Array | None = None
 
 
+_LOWER, _UPPER, _VELOCITY = _URDF.limits(f"fr3_joint{i}" for i in range(1, ARM_JOINTS + 1))
 FR3_ARM = ArmModel(
     joint_prefix="fr3",
-    lower=np.array([-2.9007, -1.8361, -2.9007, -3.0770, -2.8763, 0.4398, -3.0508]),
-    upper=np.array([2.9007, 1.8361, 2.9007, -0.1169, 2.8763, 4.6216, 3.0508]),
-    velocity=np.array([2.62, 2.62, 2.62, 2.62, 5.26, 4.18, 5.26]),
+    lower=_LOWER,
+    upper=_UPPER,
+    velocity=_VELOCITY,
     acceleration=np.full(7, 10.0),
     jerk=np.full(7, 5000.0),
     offset=np.array([0.6599, 0.2517, 0.2, 0.3533, 0.5757, 0.4878, 0.4628]),
@@ -90,7 +82,7 @@ class GripperModel:
         upper: the joint's upper limit; the lower one is 0.
         velocity, acceleration, jerk: what it is asked for at most. The Franka Hand's fingers reach 0.1 m/s each; the
             others are not published and chosen so that the stroke takes half a second.
-        tip_z: the point between the fingertips from the flange, m.
+        tip_link, tip_z: the point between the fingertips is `tip_z` (m) along z of this link of the FR3's model.
     """
 
     joint: str
@@ -102,21 +94,37 @@ class GripperModel:
     velocity: float
     acceleration: float
     jerk: float
+    tip_link: str
     tip_z: float
 
 
-FRANKA_HAND = GripperModel("finger_joint1", True, "m", FINGER_STROKE, 0.0, FINGER_STROKE, 0.1, 1.0, 20.0, TCP_Z)
-# 163 mm is the length of the closed gripper without its coupling.
-ROBOTIQ_2F85 = GripperModel("robotiq_85_left_knuckle_joint", False, "rad", 0.0, 0.7929, 0.8, 2.0, 20.0, 400.0, 0.163)
-
-
-def arm_chain(prefix: str, tip_z: float) -> Chain:
-    """The chain from the base to the point between the fingertips, `tip_z` (m) beyond the flange."""
-    joints = tuple(
-        Joint(f"{prefix}_joint{i}", xyz, quaternion_from_rpy(roll, 0.0, 0.0))
-        for i, (xyz, roll) in enumerate(_ORIGINS, start=1)
-    )
-    return Chain(joints, (0.0, 0.0, FLANGE_Z + tip_z), quaternion_from_rpy(0.0, 0.0, HAND_YAW))
+FRANKA_HAND = GripperModel(
+    joint="finger_joint1",
+    prefixed=True,
+    unit="m",
+    opened=FINGER_STROKE,
+    closed=0.0,
+    upper=FINGER_STROKE,
+    velocity=_FINGER.velocity,
+    acceleration=1.0,
+    jerk=20.0,
+    tip_link="fr3_hand_tcp",
+    tip_z=0.0,
+)
+ROBOTIQ_2F85 = GripperModel(
+    joint="robotiq_85_left_knuckle_joint",
+    prefixed=False,
+    unit="rad",
+    opened=0.0,
+    closed=0.7929,
+    upper=0.8,
+    velocity=2.0,
+    acceleration=20.0,
+    jerk=400.0,
+    # On the flange like the hand; 163 mm is the length of the closed gripper without its coupling.
+    tip_link="fr3_hand",
+    tip_z=0.163,
+)
 
 
 class FrankaDroid(Embodiment):
@@ -144,7 +152,6 @@ class FrankaDroid(Embodiment):
         finger = f"{arm.joint_prefix}_{gripper.joint}" if gripper.prefixed else gripper.joint
         self.joint_names = (*(f"{arm.joint_prefix}_joint{i}" for i in range(1, ARM_JOINTS + 1)), finger)
         self.base_link, self.wrist_links = f"{arm.joint_prefix}_link0", (f"{arm.joint_prefix}_link7",)
-        self.chains = ((arm_chain(arm.joint_prefix, gripper.tip_z), tuple(range(ARM_JOINTS))),)
         self.limits = JointLimits(
             lower=np.append(arm.lower, 0.0),
             upper=np.append(arm.upper, gripper.upper),
@@ -157,6 +164,15 @@ class FrankaDroid(Embodiment):
         self.max_step = np.append(np.full(ARM_JOINTS, 0.2), 2.0 * gripper.upper)
         self.max_first_step = np.append(np.full(ARM_JOINTS, 0.3), 2.0 * gripper.upper)
         self.rest_position = np.append(np.pi * np.array([0.0, -0.2, 0.0, -0.8, 0.0, 0.6, 0.0]), gripper.opened)
+
+    def _make_chains(self) -> tuple[tuple[Chain, tuple[int, ...]], ...]:
+        from molmoact2_ros.embodiments.kinematics import Chain
+
+        chain = _URDF.chain("fr3_link0", self.gripper.tip_link)
+        joints = (replace(joint, name=joint.name.replace("fr3", self.arm.joint_prefix)) for joint in chain.joints)
+        tip = chain.tip_pose.copy()
+        tip[:3, 3] += self.gripper.tip_z * tip[:3, 2]
+        return ((Chain(tuple(joints), tip), tuple(range(ARM_JOINTS))),)
 
     def velocity_bounds(self, positions: Array) -> tuple[Array, Array]:
         """As the FR3 has it: the nearer a joint is to its end, the slower it may go there."""

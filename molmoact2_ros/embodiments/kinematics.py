@@ -1,115 +1,89 @@
-"""Forward kinematics of serial chains from published joint origins, in plain numpy."""
+"""Forward kinematics of serial chains."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float64]
 
 
-def rotation_from_quaternion(wxyz: tuple[float, float, float, float]) -> Array:
-    """Rotation matrix (3, 3) of a quaternion (w, x, y, z) of any length but zero."""
-    w, x, y, z = np.asarray(wxyz, dtype=np.float64) / np.linalg.norm(wxyz)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+def pose_of(rotation: Rotation, xyz: ArrayLike) -> Array:
+    """Pose (4, 4) of a rotation and a place (3,), m."""
+    out = np.eye(4)
+    out[:3, :3] = rotation.as_matrix()
+    out[:3, 3] = xyz
+    return out
 
 
-def quaternion_from_rpy(roll: float, pitch: float, yaw: float) -> tuple[float, float, float, float]:
-    """Unit quaternion (w, x, y, z) of the fixed-axis angles that a URDF origin has, rad: roll about x first, yaw about
-    z last."""
-    (cr, cp, cy), (sr, sp, sy) = (f(0.5 * np.array([roll, pitch, yaw])) for f in (np.cos, np.sin))
-    return (
-        float(cr * cp * cy + sr * sp * sy),
-        float(sr * cp * cy - cr * sp * sy),
-        float(cr * sp * cy + sr * cp * sy),
-        float(cr * cp * sy - sr * sp * cy),
-    )
-
-
-def quaternion_from_rotation(rotation: Array) -> tuple[float, float, float, float]:
-    """Unit quaternion (w, x, y, z), w >= 0, of a rotation matrix (3, 3)."""
-    # The eigenvector of the largest eigenvalue: safe for every angle (Bar-Itzhack, 2000).
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(rotation, dtype=np.float64)
-    symmetric = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
-            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
-            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
-        ]
-    )
-    w, x, y, z = np.linalg.eigh(symmetric / 3.0)[1][:, -1]
-    sign = -1.0 if w < 0.0 else 1.0
-    return float(sign * w), float(sign * x), float(sign * y), float(sign * z)
-
-
-def rotation_about(axis: Array, angle: Array) -> Array:
-    """Rotation matrices (..., 3, 3) about a unit `axis` (3,) by `angle` (...), rad (Rodrigues)."""
-    x, y, z = axis
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    angle = np.asarray(angle, dtype=np.float64)[..., None, None]
-    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Joint:
-    """A revolute joint: its origin in the parent link, and its axis in its own frame."""
+    """A revolute joint: where it stands in the link before it, `origin` (4, 4), and the unit `axis` (3,) it turns
+    about, in its own frame."""
 
     name: str
-    xyz: tuple[float, float, float]
-    wxyz: tuple[float, float, float, float]
-    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    origin: Array
+    axis: Array
+
+    @property
+    def xyz(self) -> Array:
+        """Place (3,) in the link before it, m."""
+        return self.origin[:3, 3]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
     """A serial chain of revolute joints and a fixed tip.
 
     Attributes:
         joints: from the base outwards.
-        tip_xyz: the tip in the frame of the last link, m.
-        tip_wxyz: the tip's orientation in the frame of the last link.
-        base_xyz, base_wxyz: where this arm's base stands in the robot's base frame, m.
+        tip_pose: the tip (4, 4) in the frame of the last link.
+        base_pose: where this arm's base (4, 4) stands in the robot's base frame.
     """
 
     joints: tuple[Joint, ...]
-    tip_xyz: tuple[float, float, float]
-    tip_wxyz: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
-    base_xyz: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    base_wxyz: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
+    tip_pose: Array
+    base_pose: Array = field(default_factory=lambda: np.eye(4))
+    _origins: Sequence[Array] = field(init=False, repr=False)
+    _axes: Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_origins", [joint.origin for joint in self.joints])
+        object.__setattr__(self, "_axes", np.array([joint.axis for joint in self.joints], dtype=np.float64))
+
+    @property
+    def tip_xyz(self) -> Array:
+        """The tip (3,) in the frame of the last link, m."""
+        return self.tip_pose[:3, 3]
+
+    @property
+    def base_xyz(self) -> Array:
+        """Where this arm's base stands (3,) in the robot's base frame, m."""
+        return self.base_pose[:3, 3]
 
     def frames(self, positions: Array) -> Array:
         """Poses (..., joints + 1, 4, 4) of every link and of the tip in the robot's base frame, for `positions` (...,
         joints), rad."""
         positions = np.asarray(positions, dtype=np.float64)
-        if positions.shape[-1] != len(self.joints):
+        if not positions.ndim or positions.shape[-1] != len(self.joints):
             raise ValueError(f"chain has {len(self.joints)} joints, got positions of shape {positions.shape}")
-        batch = positions.shape[:-1]
-        base = _pose(self.base_xyz, self.base_wxyz)
-        pose = np.broadcast_to(base, (*batch, 4, 4)).copy()
-        out = np.empty((*batch, len(self.joints) + 1, 4, 4))
-        for i, joint in enumerate(self.joints):
-            pose = pose @ _pose(joint.xyz, joint.wxyz)
-            pose[..., :3, :3] = pose[..., :3, :3] @ rotation_about(np.asarray(joint.axis), positions[..., i])
-            out[..., i, :, :] = pose
-        out[..., -1, :, :] = pose @ _pose(self.tip_xyz, self.tip_wxyz)
+        # All joints of all rows in one call: a call a joint costs twice as much, and this runs in the command loop.
+        vectors = (positions[..., None] * self._axes).reshape(-1, 3)
+        turns = Rotation.from_rotvec(vectors).as_matrix().reshape(*positions.shape, 3, 3)
+        out = np.empty((*positions.shape[:-1], len(self.joints) + 1, 4, 4))
+        pose = self.base_pose
+        for i, origin in enumerate(self._origins):
+            link = out[..., i, :, :]
+            link[...] = pose @ origin
+            link[..., :3, :3] = link[..., :3, :3] @ turns[..., i, :, :]
+            pose = link
+        out[..., -1, :, :] = pose @ self.tip_pose
         return out
 
     def tip(self, positions: Array) -> Array:
         """Tip pose (..., 4, 4) in the robot's base frame."""
         return self.frames(positions)[..., -1, :, :]
-
-
-def _pose(xyz: tuple[float, float, float], wxyz: tuple[float, float, float, float]) -> Array:
-    out = np.eye(4)
-    out[:3, :3] = rotation_from_quaternion(wxyz)
-    out[:3, 3] = xyz
-    return out

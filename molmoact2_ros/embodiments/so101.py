@@ -5,21 +5,24 @@ with 0 closed. LeRobot's drivers report degrees about mid-range (`use_degrees=Tr
 URDF, so the arm frame is `deg(q)`; the training frame is `signs * arm + offsets`. LeRobot conversions of the
 checkpoint already contain that transform: applying it twice, or not at all, drives the arm into the table.
 
-Sources: SO-ARM100 (new calibration) for kinematics and ranges, lerobot for units, allenai/MolmoAct2-SO100_101 for the
-frame.
+Sources: `urdf/so101.urdf` for kinematics, ranges and velocities, lerobot for units, allenai/MolmoAct2-SO100_101 for
+the frame.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame, Workspace
-from molmoact2_ros.embodiments.kinematics import Chain, Joint
+from molmoact2_ros.embodiments.urdf import robot_urdf
+
+if TYPE_CHECKING:
+    from molmoact2_ros.embodiments.kinematics import Chain
 
 Array = NDArray[np.float64]
 
@@ -28,22 +31,12 @@ OFFSETS = np.array([0.0, 90.0, 90.0, 0.0, 0.0, 0.0])
 """model = SIGNS * arm + OFFSETS, degrees; the gripper has neither."""
 
 GRIPPER = 5
-JAW = Joint("gripper", (0.0202, 0.0188, -0.0234), (1.0, 1.0, 0.0, 0.0))
+_URDF = robot_urdf("so101")
+JAW = _URDF.joints["gripper"]
 """The moving jaw's joint in the gripper link; the fixed jaw belongs to the gripper link itself."""
 
-ARM_CHAIN = Chain(
-    joints=(
-        Joint("shoulder_pan", (0.0388, 0.0, 0.0624), (0.0, 0.0, -1.0, 0.0)),
-        Joint("shoulder_lift", (-0.0304, -0.0183, -0.0542), (1.0, -1.0, -1.0, -1.0)),
-        Joint("elbow_flex", (-0.11257, -0.028, 0.0), (1.0, 0.0, 0.0, 1.0)),
-        Joint("wrist_flex", (-0.1349, 0.0052, 0.0), (1.0, 0.0, 0.0, -1.0)),
-        Joint("wrist_roll", (0.0, -0.0611, 0.0181), (0.0172, -0.0172, 0.7069, 0.7069)),
-    ),
-    tip_xyz=(-0.0079, -0.0002, -0.0981),
-)
-
-_LOWER = np.array([-1.9199, -1.7453, -1.69, -1.658, -2.744, -0.1745])
-_UPPER = np.array([1.9199, 1.7453, 1.69, 1.658, 2.841, 1.7453])
+_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+_LOWER, _UPPER, _VELOCITY = _URDF.limits(_JOINTS)
 
 
 class So101(Embodiment):
@@ -57,7 +50,7 @@ class So101(Embodiment):
     norm_tag = "so100_so101_molmoact2"
     setup_type = "single so100/so101 robotic arm in molmoact2"
     control_mode = "absolute joint pose"
-    joint_names = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    joint_names = _JOINTS
     gripper_indices = (GRIPPER,)
     gripper_unit = "rad"
     arms = (slice(0, 5),)
@@ -75,11 +68,10 @@ class So101(Embodiment):
     limits = JointLimits(
         lower=_LOWER,
         upper=_UPPER,
-        velocity=np.array([2.0, 2.0, 2.0, 2.5, 2.5, 4.0]),
+        velocity=_VELOCITY,
         acceleration=np.array([10.0, 10.0, 10.0, 15.0, 15.0, 40.0]),
         jerk=np.array([200.0, 200.0, 200.0, 300.0, 300.0, 800.0]),
     )
-    chains = ((ARM_CHAIN, (0, 1, 2, 3, 4)),)
     base_link = "base_link"
     wrist_links = ("gripper_link",)
     # The whole reach of the arm; the floor is a little below the plane that the base stands on, since tips are soft.
@@ -88,6 +80,9 @@ class So101(Embodiment):
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def _make_chains(self) -> tuple[tuple[Chain, tuple[int, ...]], ...]:
+        return ((_URDF.chain("base_link", "tip"), (0, 1, 2, 3, 4)),)
 
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
         """Rad, ROS order -> degrees in `frame`, gripper 0..100."""

@@ -4,51 +4,39 @@ Model vectors hold the joints in rad and each gripper as an open share: 0 closed
 holds the stroke of a finger in m, 0 closed, 0.0475 open. The robot's base frame is the left arm's base; the right arm
 stands 0.61 m to its right.
 
-Sources: the i2rt model for the chain and the ranges, i2rt for the motors, allenai/MolmoAct2-BimanualYAM for units,
-polarity and medians.
+Sources: `urdf/yam.urdf` for chains, ranges and velocities, i2rt for the motors, allenai/MolmoAct2-BimanualYAM for
+units, polarity and medians.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments.embodiment import Embodiment, JointLimits, ModelFrame, Workspace
-from molmoact2_ros.embodiments.kinematics import Chain, Joint, quaternion_from_rpy
+from molmoact2_ros.embodiments.urdf import robot_urdf
+
+if TYPE_CHECKING:
+    from molmoact2_ros.embodiments.kinematics import Chain
 
 Array = NDArray[np.float64]
 
 SIDES = ("left", "right")
 ARM_JOINTS = 6
 GRIPPERS = (6, 13)
-GRIPPER_STROKE = 0.0475
+_URDF = robot_urdf("yam")
+GRIPPER_STROKE = _URDF.joints["left_gripper"].upper
 """Travel of one finger, m; both fingers move."""
-RIGHT_BASE = (0.0, -0.61, 0.0)
-"""Base of the right arm in the base frame of the left one, m."""
-TCP_Z = 0.14465
-"""The point between the fingertips from the last joint, along its z, m."""
 
-_PI = np.pi
-_ORIGINS = (
-    ((0.0, 0.0, 0.068), (0.0, _PI / 2, _PI), (-1.0, 0.0, 0.0)),
-    ((-0.0455, -0.0339, -0.02), (0.0, 0.0, -_PI), (0.0, 1.0, 0.0)),
-    ((0.0, -0.0688, 0.264), (0.0, 0.0, -_PI), (0.0, 1.0, 0.0)),
-    ((-0.060, -0.0688, -0.245), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
-    ((-0.0405, 0.0339, -0.074), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
-    ((0.0405, 0.0, -0.0356), (_PI, 0.0, _PI / 2), (0.0, 0.0, 1.0)),
-)
-"""Origin (m, rpy rad) of each joint in the link before it, and its axis."""
-
-_ARM_LOWER = np.array([-2.618, 0.0, 0.0, -1.693, -1.5708, -2.0944])
-_ARM_UPPER = np.array([3.1416, 3.6652, 3.1416, 1.5708, 1.5708, 2.0944])
-# No limits are published but what the motors can do (DM4340 10 rad/s, DM4310 30 rad/s, unloaded). These are a cautious
-# choice: a quarter of the slower motor for the three joints that carry the arm, a little more for the light wrist;
-# accelerations that reach that speed in 0.2 s, and jerks that reach those accelerations in 0.05 s.
-_ARM_VELOCITY = np.array([2.5, 2.5, 2.5, 3.5, 3.5, 3.5])
+# No limits are published but what the motors can do (DM4340 10 rad/s, DM4310 30 rad/s, unloaded). The velocities of the
+# URDF are a cautious choice: a quarter of the slower motor for the three joints that carry the arm, a little more for
+# the light wrist; these accelerations reach that speed in 0.2 s, and these jerks reach the accelerations in 0.05 s.
 _ARM_ACCELERATION = np.array([12.0, 12.0, 12.0, 18.0, 18.0, 18.0])
 _ARM_JERK = np.array([240.0, 240.0, 240.0, 360.0, 360.0, 360.0])
 # Not published either; the stroke takes about half a second.
-_GRIPPER_VELOCITY, _GRIPPER_ACCELERATION, _GRIPPER_JERK = 0.12, 1.2, 24.0
+_GRIPPER_ACCELERATION, _GRIPPER_JERK = 1.2, 24.0
 
 _MEDIAN = np.array(
     [-0.073, 1.449, 1.283, -0.802, 0.113, -0.222, 0.733, 0.082, 1.542, 1.252, -0.682, -0.129, 0.192, 0.697]
@@ -56,18 +44,10 @@ _MEDIAN = np.array(
 """Published q50 of the training states, model units."""
 
 
-def arm_chain(side: str) -> Chain:
-    """The chain of one arm, from its base to the point between the fingertips, in the base frame of the left arm."""
-    joints = tuple(
-        Joint(f"{side}_joint{i}", xyz, quaternion_from_rpy(*rpy), axis)
-        for i, (xyz, rpy, axis) in enumerate(_ORIGINS, start=1)
-    )
-    return Chain(
-        joints,
-        tip_xyz=(0.0, 0.0, TCP_Z),
-        tip_wxyz=quaternion_from_rpy(0.0, 0.0, _PI / 2),  # the fingers move along the tip's y
-        base_xyz=RIGHT_BASE if side == "right" else (0.0, 0.0, 0.0),
-    )
+_JOINTS = tuple(
+    name for side in SIDES for name in (*(f"{side}_joint{i}" for i in range(1, ARM_JOINTS + 1)), f"{side}_gripper")
+)
+_LOWER, _UPPER, _VELOCITY = _URDF.limits(_JOINTS)
 
 
 def _both(arm: Array, gripper: float) -> Array:
@@ -82,9 +62,7 @@ class YamBimanual(Embodiment):
     norm_tag = "yam_dual_molmoact2"
     setup_type = "bimanual yam robotic arms in molmoact2"
     control_mode = "absolute joint pose"
-    joint_names = tuple(
-        name for side in SIDES for name in (*(f"{side}_joint{i}" for i in range(1, ARM_JOINTS + 1)), f"{side}_gripper")
-    )
+    joint_names = _JOINTS
     gripper_indices = GRIPPERS
     gripper_unit = "m"
     arms = (slice(0, 6), slice(7, 13))
@@ -97,15 +75,11 @@ class YamBimanual(Embodiment):
     max_step = _both(np.full(ARM_JOINTS, 0.2), 2.0 * GRIPPER_STROKE)
     max_first_step = _both(np.full(ARM_JOINTS, 0.3), 2.0 * GRIPPER_STROKE)
     limits = JointLimits(
-        lower=_both(_ARM_LOWER, 0.0),
-        upper=_both(_ARM_UPPER, GRIPPER_STROKE),
-        velocity=_both(_ARM_VELOCITY, _GRIPPER_VELOCITY),
+        lower=_LOWER,
+        upper=_UPPER,
+        velocity=_VELOCITY,
         acceleration=_both(_ARM_ACCELERATION, _GRIPPER_ACCELERATION),
         jerk=_both(_ARM_JERK, _GRIPPER_JERK),
-    )
-    chains = (
-        (arm_chain("left"), (0, 1, 2, 3, 4, 5)),
-        (arm_chain("right"), (7, 8, 9, 10, 11, 12)),
     )
     base_link = "left_base_link"
     wrist_links = ("left_link6", "right_link6")
@@ -117,6 +91,12 @@ class YamBimanual(Embodiment):
 
     def __init__(self) -> None:
         self.rest_position = self.joints_from_model(_MEDIAN)
+
+    def _make_chains(self) -> tuple[tuple[Chain, tuple[int, ...]], ...]:
+        return (
+            (_URDF.chain("left_base_link", "left_tcp"), (0, 1, 2, 3, 4, 5)),
+            (_URDF.chain("right_base_link", "right_tcp", root="left_base_link"), (7, 8, 9, 10, 11, 12)),
+        )
 
     def model_from_joints(self, joints: Array, frame: ModelFrame = ModelFrame.TRAINING) -> Array:
         """Rad and strokes in m -> rad and open shares. `frame` makes no difference: there is one."""

@@ -63,7 +63,9 @@ class RecorderNode(MolmoNode):
         Parameter("zstd", True, "Compress the chunks of the bag; about a tenth of a core for two small cameras."),
         Parameter("autostart_recording", True, "Follow sim/episode where it is there: one bag a running episode."),
         Parameter("checkpoint", "", "Checkpoint that drives the robot, for the bag's metadata."),
-        Parameter("config_file", "", "Robot configuration whose text goes into the bag's metadata."),
+        Parameter(
+            "config_files", [""], "Parameter files whose text goes into the bag's metadata, one after the other."
+        ),
         Parameter("min_free_mb", 500, "Recording does not start with less room than this on the disk.", 0, 10**7),
     )
 
@@ -182,9 +184,10 @@ class RecorderNode(MolmoNode):
             "cameras": json.dumps(list(self.param("cameras"))),
             "molmoact2_ros": software,
         }
-        config = Path(self.param("config_file")) if self.param("config_file") else None
-        if config is not None:
-            out["config"] = config.read_text() if config.is_file() else f"not found: {config}"
+        files = [Path(file) for file in self.param("config_files") if file]
+        if files:
+            texts = (file.read_text() if file.is_file() else "# not found" for file in files)
+            out["config"] = "---\n".join(f"# {file}\n{text}" for file, text in zip(files, texts, strict=True))
         return out
 
     def _finished(self, episode: Finished) -> None:

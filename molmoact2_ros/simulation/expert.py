@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
+from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.simulation.so101_scene import CUBE_HALF, GRIP_POINT, PAN_AXIS, PARALLEL_JAW, scene_xml
 
 Array = NDArray[np.float64]
@@ -81,7 +81,7 @@ def joints_for(point: Array) -> Array:
 
 def grip_point(joints: Array) -> Array:
     """Grip point (3,) in the base frame for joints (6,)."""
-    link = ARM_CHAIN.frames(joints[:5])[4]
+    link = SO101.chains[0][0].frames(joints[:5])[4]
     return link[:3, :3] @ np.asarray(GRIP_POINT) + link[:3, 3]
 
 

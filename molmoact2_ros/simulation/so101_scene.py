@@ -9,9 +9,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
-from molmoact2_ros.embodiments.so101 import ARM_CHAIN, JAW, SO101
+from molmoact2_ros.embodiments.so101 import JAW, SO101
 from molmoact2_ros.simulation.scene import Grip, Scene, camera_xml, document, numbers, objects_xml
 
 if TYPE_CHECKING:
@@ -61,13 +63,19 @@ def _pads() -> tuple[str, str]:
     return fixed, moving
 
 
+def _quaternion(pose: NDArray[np.float64]) -> str:
+    """The rotation of a pose (4, 4) as MJCF takes it, w first, to the last digit."""
+    x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
+    return f"{w:.17g} {x:.17g} {y:.17g} {z:.17g}"
+
+
 def _arm() -> str:
     fixed, moving = _pads()
     limits = SO101.limits
     out, closing = "", ""
-    for i, (joint, link) in enumerate(zip(ARM_CHAIN.joints, _LINKS, strict=True)):
+    for i, (joint, link) in enumerate(zip(SO101.chains[0][0].joints, _LINKS, strict=True)):
         out += (
-            f'<body name="{link}" pos="{numbers(joint.xyz)}" quat="{numbers(joint.wxyz)}">'
+            f'<body name="{link}" pos="{numbers(joint.xyz)}" quat="{_quaternion(joint.origin)}">'
             f'<joint name="{joint.name}" axis="{numbers(joint.axis)}" '
             f'range="{limits.lower[i]} {limits.upper[i]}"/>{_GEOMS[link]}'
         )
@@ -79,7 +87,7 @@ def _arm() -> str:
     )
     out += (
         f'{fixed}<site name="grip" pos="{numbers(GRIP_POINT)}" size="0.002" rgba="0 0 0 0"/>{wrist}'
-        f'<body name="moving_jaw_link" pos="{numbers(JAW.xyz)}" quat="{numbers(JAW.wxyz)}">'
+        f'<body name="moving_jaw_link" pos="{numbers(JAW.xyz)}" quat="{_quaternion(JAW.origin)}">'
         f'<joint name="{JAW.name}" axis="{numbers(JAW.axis)}" '
         f'range="{limits.lower[5]} {limits.upper[5]}"/>{moving}</body>'
     )

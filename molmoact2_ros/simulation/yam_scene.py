@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from molmoact2_ros.embodiments.yam_bimanual import GRIPPER_STROKE, RIGHT_BASE, SIDES, YAM
+from molmoact2_ros.embodiments.yam_bimanual import GRIPPER_STROKE, SIDES, YAM
 from molmoact2_ros.simulation.scene import CellRandomisation, Grip, Scene
 from molmoact2_ros.simulation.urdf_scene import Servo, UrdfCell, finger_geoms
 
@@ -40,7 +40,7 @@ YAM_SCENE = Scene(
     grips=tuple(Grip(f"grip_{i}", finger_geoms(pair)) for i, pair in enumerate(FINGERS)),
     cube_half=CUBE_HALF,
     # A point behind the arms, midway between them: the cube lies before it.
-    pole=np.array([-0.15, RIGHT_BASE[1] / 2]),
+    pole=np.array([-0.15, YAM.chains[1][0].base_xyz[1] / 2]),
     distractor_radius=(0.04, 0.10),
     distractor_bearing=0.15,
     room=(0.12, 0.06),

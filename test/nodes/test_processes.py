@@ -4,17 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ros_process import Companion
+from sensor_msgs.msg import JointState
 
 from molmoact2_ros.bringup import processes
+from molmoact2_ros.bringup.ending import RESTARTS, OnEnd
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.processes import NodeEndedError, ProcessGroup, free_domain_id, node_environment
 from molmoact2_ros.bringup.specs import NodeSpec, nodes
+from molmoact2_ros.nodes.ros.node_base import SENSOR
 
 TEST_DIR = Path(__file__).parents[1]
 
@@ -28,8 +35,12 @@ class Script(NodeSpec):
         return self.executable
 
 
-def script(module: str, name: str = "script", essential: bool = True) -> Script:
-    return Script(module, name, "/so101", os.devnull, environment={"PYTHONPATH": str(TEST_DIR)}, essential=essential)
+def script(module: str, name: str = "script", on_end: OnEnd = OnEnd.ENDS_RUN, **environment: str) -> Script:
+    return Script(module, name, "/so101", environment={"PYTHONPATH": str(TEST_DIR), **environment}, on_end=on_end)
+
+
+def polite(diary: Path, name: str, seconds: float) -> Script:
+    return script("polite", name, NAME=name, DIARY=str(diary), SECONDS=str(seconds))
 
 
 def camera() -> NodeSpec:
@@ -77,10 +88,95 @@ def test_a_node_that_dies_ends_the_session_and_shows_its_last_words(tmp_path):
 
 
 def test_a_node_that_is_not_needed_is_reported_once(tmp_path):
-    with ProcessGroup([script("no_such_module", essential=False)], tmp_path, os.environ) as bringup:
+    with ProcessGroup([script("no_such_module", on_end=OnEnd.REPORTED)], tmp_path, os.environ) as bringup:
         bringup.processes["script"].popen.wait(20.0)
         assert len(bringup.check()) == 1
         assert bringup.check() == []
+
+
+def test_a_node_that_is_started_again_is_so_for_a_while_and_then_only_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "RESTART_DELAY_S", 0.0)
+    lines = []
+    with ProcessGroup([script("no_such_module", on_end=OnEnd.RESTARTED)], tmp_path, os.environ) as bringup:
+        process = bringup.processes["script"]
+        assert eventually(lambda: lines.extend(bringup.check()) or len(lines) == RESTARTS + 1, 60.0)
+        assert process.popen.poll() == 1
+        assert bringup.check() == [] and process.due_s is None
+    assert all(f"is started again ({i} of {RESTARTS})" in line for i, line in enumerate(lines[:-1], 1))
+    assert "started again" not in lines[-1] and "status 1" in lines[-1]
+    assert process.log.read_text().count("No module named no_such_module") == RESTARTS + 1
+
+
+def test_a_node_waiting_to_be_started_again_is_not_when_the_run_ends(tmp_path):
+    with ProcessGroup([script("no_such_module", on_end=OnEnd.RESTARTED)], tmp_path, os.environ) as bringup:
+        process = bringup.processes["script"]
+        process.popen.wait(20.0)
+        assert len(bringup.check()) == 1 and process.due_s is not None
+    assert process.due_s is None
+    assert bringup.check() == []
+
+
+ENDING = ["executor", "camera", "so101_driver", "sim"]
+
+
+def test_nodes_end_in_order_and_each_only_when_those_before_it_have(tmp_path):
+    diary = tmp_path / "diary"
+    with ProcessGroup([polite(diary, name, 0.2) for name in reversed(ENDING)], tmp_path, os.environ):
+        assert eventually(lambda: diary.is_file() and diary.read_text().count("ready") == 4)
+    told = [line for line in diary.read_text().splitlines() if "ready" not in line]
+    assert told == [f"{name} {what}" for name in ENDING for what in ("asked", "ended")]
+
+
+def test_a_second_interrupt_ends_the_others_at_once_and_leaves_the_arm_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "INTERRUPT_S", 300.0)
+    diary = tmp_path / "diary"
+    specs = [polite(diary, "executor", 1.0), script("stubborn", "camera"), polite(diary, "so101_driver", 1.0)]
+
+    def interrupt_again() -> None:
+        assert eventually(lambda: "executor asked" in diary.read_text())
+        os.kill(os.getpid(), signal.SIGINT)
+        assert eventually(lambda: "so101_driver asked" in diary.read_text())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ProcessGroup(specs, tmp_path, os.environ) as bringup:
+        log = bringup.processes["camera"].log
+        assert eventually(lambda: diary.is_file() and diary.read_text().count("ready") == 2)
+        assert eventually(lambda: "ready" in log.read_text())
+        impatient = threading.Thread(target=interrupt_again)
+        impatient.start()
+    impatient.join()
+    assert bringup.processes["camera"].popen.returncode == -signal.SIGKILL
+    assert "executor ended\nso101_driver asked\nso101_driver ended" in diary.read_text()
+
+
+def all_at_once(bringup: ProcessGroup) -> None:
+    """As a terminal's Ctrl-C reaches the nodes of `ros2 launch`."""
+    for process in bringup.processes.values():
+        process.popen.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("how", [ProcessGroup.stop, all_at_once], ids=["in order", "all at once"])
+def test_the_driver_lets_go_of_an_arm_that_has_come_to_rest(tmp_path, how):
+    options = Options(emulated=True, policy="expert", visualize=False, link_prefix=f"molmoact2_{uuid.uuid4().hex[:8]}")
+    positions: deque[np.ndarray] = deque(maxlen=20)
+
+    def moving() -> bool:
+        """Faster than 0.3 rad/s in the last 0.2 s."""
+        return len(positions) == 20 and bool(np.abs(positions[-1] - positions[0])[:5].max() > 0.06)
+
+    with Companion() as other, ProcessGroup(nodes(options), tmp_path, os.environ) as bringup:
+        other.node.create_subscription(
+            JointState, "joint_states", lambda message: positions.append(np.array(message.position)), SENSOR
+        )
+        assert eventually(moving, 120.0), bringup.processes["episode"].tail()
+        how(bringup)
+        ended = [bringup.processes[name].popen for name in ("executor", "so101_driver", "sim")]
+        assert eventually(lambda: all(popen.poll() is not None for popen in ended), 60.0)
+        assert [popen.returncode for popen in ended] == [0, 0, 0]
+        last = np.array(list(positions)[-10:])
+    steps = np.abs(np.diff(last[:, :5], axis=0))
+    assert len(steps) == 9
+    assert steps.max() < 4e-3, f"the arm moved by {steps.max():.4f} rad between two of its last readings"
 
 
 def test_an_orderly_node_ends_by_the_first_signal(tmp_path):

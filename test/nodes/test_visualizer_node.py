@@ -12,13 +12,13 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from nav_msgs.msg import Path as PathMessage
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from safetensors.numpy import save_file
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
 from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from visualization_msgs.msg import Marker, MarkerArray
 
-from molmoact2_ros.embodiments.kinematics import rotation_from_quaternion
-from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
+from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.rendering.depth import CODEBOOK_FILE
@@ -107,11 +107,11 @@ def test_chunk_becomes_path_markers_and_overlays(robot: Companion, tmp_path: Pat
         )
         path = rest.paths[-1]
         assert path.header.frame_id == "base_link"
-        expected = ARM_CHAIN.tip(ROWS[:, :5])
+        expected = SO101.chains[0][0].tip(ROWS[:, :5])
         got = np.array([[p.pose.position.x, p.pose.position.y, p.pose.position.z] for p in path.poses])
         np.testing.assert_allclose(got, expected[:, :3, 3], atol=1e-9)
         q = path.poses[7].pose.orientation
-        np.testing.assert_allclose(rotation_from_quaternion((q.w, q.x, q.y, q.z)), expected[7, :3, :3], atol=1e-9)
+        np.testing.assert_allclose(Rotation.from_quat((q.x, q.y, q.z, q.w)).as_matrix(), expected[7, :3, :3], atol=1e-9)
         line, balls = rest.markers[-1].markers
         assert (line.type, balls.type) == (Marker.LINE_STRIP, Marker.SPHERE_LIST)
         assert len(line.points) == len(line.colors) == 30

@@ -1,15 +1,20 @@
 """The nodes for each choice, and that what bringup sets, and what the config file sets, is declared by the node."""
 
 import ast
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from molmoact2_ros.bringup.ending import LAUNCHER, Launcher, OnEnd, ends_after, stage_of
 from molmoact2_ros.bringup.frames import StaticFrame, camera_frames
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import ROOMS, NodeSpec, fastdds_profile, nodes
+from molmoact2_ros.parameter_files import parameters_for, robot_files, sections
 from molmoact2_ros.share import share_path
 
 PACKAGE = Path(__file__).parents[2] / "molmoact2_ros"
@@ -22,15 +27,6 @@ def declared(path: Path) -> set[str]:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Parameter" and call.args]
     return {call.args[0].value for call in named if isinstance(call.args[0], ast.Constant)}
-
-
-def flat(section: dict, prefix: str = "") -> set[str]:
-    """Names of the parameters in a section of a config file, with dots for its levels."""
-    return {
-        name
-        for key, value in section.items()
-        for name in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key})
-    }
 
 
 def offered(executable: str) -> set[str]:
@@ -80,11 +76,11 @@ def test_every_parameter_that_bringup_sets_is_declared_by_its_node(spec: NodeSpe
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_every_key_of_the_config_file_is_a_parameter_of_its_node(robot: str):
-    config = yaml.safe_load(share_path(f"config/{robot}.yaml").read_text())
-    for key, section in config.items():
-        name = key.removeprefix("/**/")
-        unknown = flat(section["ros__parameters"]) - offered(f"{name}_node")
-        assert not unknown, f"{key}: {sorted(unknown)} are no parameters of {name}_node"
+    for file in robot_files(robot):
+        for key, values in sections(file).items():
+            name = key.removeprefix("/**/")
+            unknown = set(values) - offered(f"{name}_node")
+            assert not unknown, f"{file} {key}: {sorted(unknown)} are no parameters of {name}_node"
 
 
 def test_simulated_cameras_of_two_cells_do_not_mix():
@@ -94,8 +90,14 @@ def test_simulated_cameras_of_two_cells_do_not_mix():
 
 def test_parameters_reach_the_command_line_with_their_types():
     parameters = {"task": 'say "no"', "rate": 5.0, "on": True, "names": ["a", "b"]}
-    spec = NodeSpec("x_node", "x", "/so101", "/c.yaml", parameters)
-    given = [value for flag, value in zip(spec.ros_arguments(), spec.ros_arguments()[1:], strict=False) if flag == "-p"]
+    spec = NodeSpec("x_node", "x", "/so101", ("/c.yaml", "/d.yaml"), parameters)
+
+    def after(flag: str) -> list[str]:
+        arguments = spec.ros_arguments()
+        return [value for before, value in pairwise(arguments) if before == flag]
+
+    assert after("--params-file") == ["/c.yaml", "/d.yaml"]
+    given = after("-p")
     parsed = {text.partition(":=")[0]: yaml.safe_load(text.partition(":=")[2]) for text in given}
     assert parsed == dict(spec.parameters)
     assert isinstance(parsed["rate"], float)
@@ -137,16 +139,20 @@ def test_files_are_found_and_a_missing_one_is_named():
         ("franka_robotiq", "gripper_command", "fr3_arm_controller/joint_trajectory"),
     ],
 )
-def test_a_franka_without_an_address_is_driven_by_franka_ros2(robot: str, gripper: str, topic: str):
+def test_a_franka_without_an_address_is_driven_by_franka_ros2(robot: str, gripper: str, topic: str, tmp_path: Path):
     real = Options(robot=robot, sim=False, policy="none")
     (executor,) = (spec for spec in nodes(real) if spec.executable == "executor_node")
     assert executor.parameters["output"] == "joint_trajectory"
     assert executor.parameters["command_topic"] == topic
     assert executor.parameters["gripper_output"] == gripper
     assert set(executor.parameters) <= offered("executor_node")
-    for other in (replace(real, robot_ip="10.0.0.2"), replace(real, config=str(share_path("config/franka.yaml")))):
-        (executor,) = (spec for spec in nodes(other) if spec.executable == "executor_node")
-        assert "output" not in executor.parameters
+    (executor,) = (spec for spec in nodes(replace(real, robot_ip="10.0.0.2")) if spec.executable == "executor_node")
+    assert "output" not in executor.parameters
+    own = tmp_path / "cell.yaml"
+    own.write_text("/**/executor: {ros__parameters: {command_topic: /mine/joint_trajectory}}")
+    (executor,) = (spec for spec in nodes(replace(real, config=str(own))) if spec.executable == "executor_node")
+    assert "command_topic" not in executor.parameters
+    assert executor.parameters["output"] == "joint_trajectory"
 
 
 def test_cameras_on_links_have_frames_that_belong_to_them(tmp_path: Path):
@@ -170,3 +176,122 @@ def test_cameras_on_links_have_frames_that_belong_to_them(tmp_path: Path):
     config.write_text(f"/**/visualizer: {{ros__parameters: {{calibration_file: {tmp_path}/cameras.yaml}}}}")
     (frame,) = camera_frames(replace(real, config=str(config)))
     assert frame == StaticFrame("left_base_link", "top_optical_frame", (0.1, 0.2, 0.9), (0.0, 1.0, 0.0, 0.0))
+
+
+REAL = Options(robot="yam", sim=False, checkpoint="a/b")
+DERIVED = {
+    "policy": {"norm_tag": "mine", "checkpoint": "/mine"},
+    "visualizer": {"base_frame": "table", "checkpoint": "/elsewhere", "cameras": ["up"]},
+    "executor": {"acknowledgement_timeout_s": 0.4},
+    "recorder": {"cameras": ["up"], "checkpoint": "c", "config_files": ["x"]},
+    "camera": {"names": ["up", "down"], "sources": ["v4l2:/dev/a", "v4l2:/dev/b"]},
+    "episode": {"task": "stir", "episodes": 3, "seed": 4, "episode_timeout_s": 5.0},
+    "sim": {"seed": 4},
+    "yam_driver": {"retry_s": 2.0, "left_channel": "can7"},
+}
+"""Values that bringup would set by itself, as a user may have them in his file."""
+
+
+def written(folder: Path, values: dict) -> str:
+    path = folder / "cell.yaml"
+    path.write_text(yaml.safe_dump({f"/**/{node}": {"ros__parameters": keys} for node, keys in values.items()}))
+    return str(path)
+
+
+def effective(spec: NodeSpec) -> dict:
+    """What the node hears: its files, and what is set on top of them."""
+    return {**parameters_for(spec.configs, f"{spec.namespace}/{spec.name}"), **spec.parameters}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        replace(REAL, checkpoint="", record="/bags"),
+        Options(robot="yam", record="/bags"),
+        Options(robot="yam", policy="expert"),
+    ],
+)
+def test_what_the_user_wrote_in_his_file_reaches_the_node_as_it_is(options: Options, tmp_path: Path):
+    config = written(tmp_path, DERIVED)
+    seen = 0
+    for spec in nodes(replace(options, config=config)):
+        for key, value in DERIVED.get(spec.name, {}).items():
+            assert effective(spec)[key] == value, f"{spec.name}.{key}"
+            seen += 1
+    assert seen > 8
+    for spec in nodes(replace(options, config=config, checkpoint=options.checkpoint or "/mine")):
+        assert spec.configs[-1] == config and len(spec.configs) == 3
+
+
+def test_the_cameras_of_the_file_are_those_of_every_node_that_shows_or_keeps_images(tmp_path: Path):
+    config = written(tmp_path, {"camera": {"names": ["up", "down"]}})
+    for spec in nodes(Options(config=config, film="/f.mp4", record="/bags")):
+        if spec.name in ("visualizer", "film", "recorder"):
+            assert effective(spec)["cameras"] == ["up", "down"]
+        if spec.name == "camera":
+            assert effective(spec)["sources"] == ["sim:molmoact2_so101_up", "sim:molmoact2_so101_down"]
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "words"),
+    [
+        (replace(REAL, ports=("can0", "can1")), {"yam_driver": {"left_channel": "can7"}}, "left_channel of yam_driver"),
+        (REAL, {"policy": {"checkpoint": "c/d"}}, "checkpoint of policy to 'c/d', and 'a/b' is asked for"),
+        (REAL, {"executor": {"robot": "so101"}}, "robot of executor to 'so101', and 'yam'"),
+        (replace(REAL, serials=("1", "2", "3")), {"camera": {"sources": ["topic:a"]}}, "sources of camera"),
+        (replace(REAL, record="/bags"), {"recorder": {"directory": "/data"}}, "directory of recorder"),
+        (Options(task="stir"), {"episode": {"task": "fold"}}, "task of episode to 'fold', and 'stir'"),
+        (Options(emulated=True), {"so101_driver": {"port": "/dev/arm"}}, "port of so101_driver to '/dev/arm'"),
+    ],
+)
+def test_an_option_that_says_something_else_than_the_file_is_refused(options, values, words, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"{words}.*leave one of the two out"):
+        nodes(replace(options, config=written(tmp_path, values)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot read the parameter file .*: No such file"),
+        ("a: [", "is no YAML"),
+        ("just words", "must hold sections of nodes"),
+        ("rate_hz: 30.0", "'rate_hz' belongs under a node's name and ros__parameters"),
+        ("/**/camera: {rate_hz: 30.0}", "'rate_hz' belongs under"),
+        ("/**/camera: {ros__parameters: 3}", "must hold names and values, got 3"),
+    ],
+)
+def test_a_file_that_is_no_parameter_file_is_refused(text: str | None, words: str, tmp_path: Path):
+    path = tmp_path / "cell.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        nodes(Options(config=str(path)))
+
+
+def test_what_moves_an_arm_ends_before_what_holds_it_and_that_before_the_cell():
+    for robot in ROBOTS:
+        names = [spec.name for spec in nodes(Options(robot=robot, emulated=True, policy="expert", record="/bags"))]
+        order = sorted(names, key=stage_of)
+        assert order[0] == "executor" and order[-2:] == [f"{robot}_driver", "sim"]
+        assert set(ends_after("sim")) >= {"executor", f"{robot}_driver"}
+        assert ends_after(f"{robot}_driver") == ("executor",)
+        assert not ends_after("executor") and not ends_after("camera")
+
+
+def test_only_the_simulated_cell_has_nodes_whose_end_ends_the_run():
+    real = Options(robot="franka", sim=False, checkpoint="a/b", record="/bags")
+    assert {spec.name for spec in nodes(real) if spec.on_end is not OnEnd.RESTARTED} == {"franka_state"}
+    assert not [spec for spec in nodes(real) if spec.on_end is OnEnd.ENDS_RUN]
+    cell = {spec.name: spec.on_end for spec in nodes(EVERYTHING)}
+    assert {name for name, on_end in cell.items() if on_end is OnEnd.REPORTED} == {"visualizer", "film"}
+    assert set(cell.values()) == {OnEnd.REPORTED, OnEnd.ENDS_RUN}
+
+
+def test_a_launcher_that_is_named_is_watched_even_if_it_was_never_the_parent():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as popen:
+        launcher = Launcher({LAUNCHER: str(popen.pid)})
+        assert not launcher.ended
+        popen.communicate(b"end\n")
+        assert launcher.ended
+    assert Launcher({LAUNCHER: str(popen.pid)}).ended, "it ended before this process could look"
+    assert not Launcher({}).ended, "the parent of the tests is there"

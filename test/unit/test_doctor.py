@@ -261,7 +261,7 @@ def test_status_and_json(capsys: pytest.CaptureFixture):
 
 def test_the_config_file_of_each_robot_is_understood():
     for robot in ("so101", "yam", "franka", "panda_robotiq"):
-        assert cell_of(robot, "", "bags").parameter("executor", "command_rate_hz", None)
+        assert cell_of(robot, "", "bags").parameter("executor", "realtime_priority", None)
     with pytest.raises(ValueError, match="known robots"):
         cell_of("hal", "", "bags")
 

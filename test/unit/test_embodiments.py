@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from molmoact2_ros.embodiments import EMBODIMENTS, ModelFrame, embodiment
-from molmoact2_ros.embodiments.kinematics import Chain, Joint
-from molmoact2_ros.embodiments.so101 import ARM_CHAIN, frame_of_checkpoint
+from molmoact2_ros.embodiments.kinematics import Chain, Joint, pose_of
+from molmoact2_ros.embodiments.so101 import frame_of_checkpoint
 from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal, chunk_from_message
 
 ROBOT = embodiment("so101")
@@ -118,18 +119,23 @@ def test_statistics_in_the_arm_frame_without_a_transform_are_refused(tmp_path) -
 
 
 def test_chain_of_two_quarter_turns_ends_where_it_must() -> None:
-    chain = Chain((Joint("a", (0, 0, 1), (1, 0, 0, 0)), Joint("b", (1, 0, 0), (1, 0, 0, 0), (0, 1, 0))), (0.5, 0, 0))
+    def at(x: float, y: float, z: float) -> np.ndarray:
+        return pose_of(Rotation.identity(), (x, y, z))
+
+    joints = (Joint("a", at(0, 0, 1), np.array([0, 0, 1])), Joint("b", at(1, 0, 0), np.array([0, 1, 0])))
+    chain = Chain(joints, at(0.5, 0, 0))
     tip = chain.tip(np.array([np.pi / 2, np.pi / 2]))
     np.testing.assert_allclose(tip[:3, 3], [0, 1, 0.5], atol=1e-12)
 
 
 def test_arm_chain_reaches_its_published_length_when_straight_forward() -> None:
+    chain = ROBOT.chains[0][0]
     # At zero the arm points forward with the gripper level: 0.391 m from the base, 0.226 m high.
-    np.testing.assert_allclose(ARM_CHAIN.tip(np.zeros(5))[:3, 3], [0.391, 0.0, 0.226], atol=1e-3)
-    batch = ARM_CHAIN.tip(random_joints(4)[:, :5])
+    np.testing.assert_allclose(chain.tip(np.zeros(5))[:3, 3], [0.391, 0.0, 0.226], atol=1e-3)
+    batch = chain.tip(random_joints(4)[:, :5])
     assert batch.shape == (4, 4, 4)
     with pytest.raises(ValueError, match="5 joints"):
-        ARM_CHAIN.tip(np.zeros(6))
+        chain.tip(np.zeros(6))
 
 
 @pytest.mark.parametrize("name", sorted(EMBODIMENTS))

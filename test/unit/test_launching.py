@@ -7,6 +7,7 @@ real ones take it was tried by hand with both packages from source.
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from molmoact2_ros.bringup.ending import ENDS_AFTER, LAUNCHER, RESTARTS, OnEnd
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
@@ -54,7 +56,7 @@ NAMES = {
 
 
 @pytest.fixture
-def launching(monkeypatch: pytest.MonkeyPatch) -> Any:
+def launching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The module, with stand-ins for ROS's launch; gone again afterwards."""
     for module, names in NAMES.items():
         stand_in = ModuleType(module)
@@ -63,6 +65,11 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(sys.modules, module, stand_in)
     monkeypatch.setattr(sys.modules["launch.substitutions"], "LaunchConfiguration", LaunchConfiguration, raising=False)
     monkeypatch.delitem(sys.modules, "molmoact2_ros.bringup.launch_actions", raising=False)
+    for package in ("robot_state_publisher", "tf2_ros", "rviz2"):
+        marker = tmp_path / "share/ament_index/resource_index/packages" / package
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
     yield importlib.import_module("molmoact2_ros.bringup.launch_actions")
     sys.modules.pop("molmoact2_ros.bringup.launch_actions", None)
 
@@ -122,12 +129,13 @@ def test_a_launch_file_starts_the_nodes_of_the_command_line(
         (spec.executable, spec.name, spec.namespace) for spec in expected
     ]
     for kwargs, spec in zip(ours, expected, strict=True):
-        config, parameters = kwargs["parameters"]
-        assert config == spec.config
+        *configs, parameters = kwargs["parameters"]
+        assert tuple(configs) == spec.configs
         assert {key: parameters[key] for key in spec.parameters} == dict(spec.parameters)
         assert parameters["use_sim_time"] is False
-        assert kwargs["additional_env"] == dict(spec.environment)
-    assert len(started.handlers) == sum(spec.essential for spec in expected)
+        assert kwargs["additional_env"] == {**spec.environment, LAUNCHER: str(os.getpid())}
+        assert kwargs["respawn"] is (spec.on_end is OnEnd.RESTARTED) and kwargs["respawn_max_retries"] == RESTARTS
+    assert len(started.handlers) == sum(spec.on_end is OnEnd.ENDS_RUN for spec in expected)
     assert any(name == "FASTRTPS_DEFAULT_PROFILES_FILE" for name, _ in started.environment)
 
 
@@ -160,7 +168,7 @@ def test_variants_have_their_own_names_and_links(launching: Any) -> None:
     assert 'joint name="panda_joint1"' in urdf
     assert "fr3" not in urdf
     (visualizer,) = (n for n in started.nodes if n["executable"] == "visualizer_node")
-    assert visualizer["parameters"][1]["base_frame"] == "panda_link0"
+    assert visualizer["parameters"][-1]["base_frame"] == "panda_link0"
     (rviz,) = (n for n in started.nodes if n["package"] == "rviz2")
     assert "Fixed Frame: panda_link0" in Path(rviz["arguments"][1]).read_text()
 
@@ -169,7 +177,7 @@ def test_hardware_arguments_reach_driver_and_cameras(launching: Any) -> None:
     real = {"sim": "false", "checkpoint": "a/b", "model": "false"}
 
     def parameters(started: SimpleNamespace, executable: str) -> dict[str, Any]:
-        return next(n["parameters"][1] for n in started.nodes if n["executable"] == executable)
+        return next(n["parameters"][-1] for n in started.nodes if n["executable"] == executable)
 
     so101 = launched(from_file("so101"), ports="/dev/arm", serials="1, 2", **real)
     assert parameters(so101, "so101_driver_node")["port"] == "/dev/arm"
@@ -184,10 +192,10 @@ def test_hardware_arguments_reach_driver_and_cameras(launching: Any) -> None:
 
 def test_a_recorder_and_a_view_start_beside_a_running_robot(launching: Any) -> None:
     started = launched(from_file("record"), robot="yam", directory="/bags", use_sim_time="true")
-    ((node,), (config, parameters)) = started.nodes, started.nodes[0]["parameters"]
+    ((node,), (common, config, parameters)) = started.nodes, started.nodes[0]["parameters"]
     assert node["executable"] == "recorder_node"
     assert node["namespace"] == "/yam"
-    assert config.endswith("yam.yaml")
+    assert common.endswith("common.yaml") and config.endswith("yam.yaml")
     assert parameters["directory"] == "/bags"
     assert parameters["autostart_recording"] is False
     assert parameters["use_sim_time"] is True
@@ -199,5 +207,58 @@ def test_two_robots_of_a_kind_have_cells_of_their_own(launching: Any) -> None:
     prefixes = set()
     for namespace in ("one", "two"):
         started = launched(from_file("so101"), policy="expert", namespace=namespace)
-        prefixes.add(next(n["parameters"][1]["link_prefix"] for n in started.nodes if n["executable"] == "sim_node"))
+        prefixes.add(next(n["parameters"][-1]["link_prefix"] for n in started.nodes if n["executable"] == "sim_node"))
     assert len(prefixes) == 2
+
+
+def test_the_users_file_lies_on_top_and_arguments_that_cannot_be_used_are_named(launching: Any, tmp_path: Path) -> None:
+    own = tmp_path / "cell.yaml"
+    own.write_text(
+        "/**/recorder: {ros__parameters: {directory: /data, autostart_recording: true}}\n"
+        "/**/episode: {ros__parameters: {status_hz: 2.0, use_sim_time: true}}\n"
+    )
+    ((node,), (*configs, parameters)) = (
+        (started := launched(from_file("record"), config=str(own)).nodes),
+        started[0]["parameters"],
+    )
+    assert node["executable"] == "recorder_node" and configs[-1] == str(own)
+    assert parameters["directory"] == "/data" and "autostart_recording" not in parameters
+    with pytest.raises(ValueError, match="directory of recorder"):
+        launched(from_file("record"), config=str(own), directory="/elsewhere")
+    sim = launched(from_file("so101"), config=str(own), policy="expert", model="false")
+    (episode,) = (n for n in sim.nodes if n["executable"] == "episode_node")
+    assert not {"status_hz", "use_sim_time"} & set(episode["parameters"][-1])
+    with pytest.raises(ValueError, match=r"cannot read the parameter file /nonexistent\.yaml"):
+        launched(from_file("so101"), config="/nonexistent.yaml")
+    with pytest.raises(ValueError, match=r"cannot read the parameter file /nonexistent\.yaml"):
+        launched(from_file("rviz"), config="/nonexistent.yaml")
+    with pytest.raises(ValueError, match="episodes:=many is no whole number"):
+        launched(from_file("so101"), episodes="many")
+
+
+@pytest.mark.parametrize(
+    ("missing", "given", "words"),
+    [
+        ("robot_state_publisher", {}, "sudo apt install ros-jazzy-robot-state-publisher; model:=false"),
+        ("tf2_ros", {}, "tf2_ros is not installed"),
+        ("rviz2", {"rviz": "true"}, "sudo apt install ros-jazzy-rviz2; rviz:=false"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_the_first_node_starts(
+    launching: Any, tmp_path: Path, missing: str, given: dict[str, str], words: str
+) -> None:
+    (tmp_path / "share/ament_index/resource_index/packages" / missing).unlink()
+    with pytest.raises(ValueError, match=words):
+        launched(from_file("so101"), policy="expert", **given)
+    if missing != "rviz2":
+        assert launched(from_file("so101"), policy="expert", model="false").nodes
+
+
+def test_on_a_robot_no_node_takes_the_launch_with_it_and_the_driver_has_time_to_park(launching: Any) -> None:
+    real = launched(from_file("yam"), sim="false", checkpoint="a/b", record="/bags", model="false")
+    assert not real.handlers
+    for node in real.nodes:
+        assert node["respawn"] is True
+        late = node["name"] == "yam_driver"
+        assert (float(node.get("sigkill_timeout", "5")) >= 60.0) is late
+        assert node["additional_env"].get(ENDS_AFTER) == ("executor" if late else None)

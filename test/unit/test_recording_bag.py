@@ -72,11 +72,11 @@ def test_rosbags_and_mcap_read_the_same_bytes(tmp_path: Path, zstd: bool) -> Non
             message
             for _, _, _, message in make_reader(file, decoder_factories=[DecoderFactory()]).iter_decoded_messages()
         ]
-    pictures = [message for message in decoded if hasattr(message, "encoding")]
-    assert len(pictures) == 40
-    assert pictures[3].header.frame_id == "front_optical_frame"
+    images = [message for message in decoded if hasattr(message, "encoding")]
+    assert len(images) == 40
+    assert images[3].header.frame_id == "front_optical_frame"
     np.testing.assert_array_equal(
-        np.frombuffer(bytes(pictures[3].data), np.uint8),
+        np.frombuffer(bytes(images[3].data), np.uint8),
         np.random.default_rng(3).integers(0, 256, 768, dtype=np.uint8),
     )
 
@@ -276,7 +276,7 @@ def test_audit_names_gaps_drops_and_silent_streams() -> None:
     assert lines == ["joint_states: 5, 4.0 Hz, largest gap 0.700 s, 2 DROPPED", "nothing on: task"]
 
 
-def test_pictures_must_be_recorded_one_way_or_the_other() -> None:
+def test_images_must_be_recorded_one_way_or_the_other() -> None:
     with pytest.raises(ValueError, match="raw or compressed"):
         streams_of(["front"], raw=False)
     topics = {stream.topic for stream in streams_of(["front", "wrist"], raw=False, compressed=True)}

@@ -11,7 +11,7 @@ import pytest
 
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.cameras.frame_link import FrameReader, FrameWriter
-from molmoact2_ros.embodiments.so101 import ARM_CHAIN, SO101
+from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.simulation.cell import So101Cell
 from molmoact2_ros.simulation.expert import expert_chunk, grip_point, joints_for
 from molmoact2_ros.simulation.runner import CellRunner
@@ -129,7 +129,7 @@ def test_the_scene_has_the_published_kinematics(cell: So101Cell) -> None:
     for _ in range(50):
         cell.data.qpos[:6] = rng.uniform(SO101.limits.lower, SO101.limits.upper)
         mujoco.mj_kinematics(cell.model, cell.data)
-        frames = ARM_CHAIN.frames(cell.data.qpos[:5])
+        frames = SO101.chains[0][0].frames(cell.data.qpos[:5])
         np.testing.assert_allclose(cell.data.body("gripper_link").xpos, frames[4, :3, 3], atol=1e-5)
     cell.reset(0)
 

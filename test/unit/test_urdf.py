@@ -1,5 +1,5 @@
-"""The URDFs of `urdf/` and what is made of them: one tree, the joints of ROS, the kinematics and limits of the
-embodiment, possible inertias; and the vendor's meshes in the place of our shapes."""
+"""The URDFs of `urdf/` and what is made of them: one tree, the joints of ROS, kinematics as MuJoCo reads them from the
+same file, possible inertias; and the vendor's meshes in the place of our shapes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from molmoact2_ros.embodiments import EMBODIMENTS, Embodiment, embodiment
-from molmoact2_ros.embodiments.description import VENDOR_MODELS, origin_of, robot_description, vendor_path, zero_poses
+from molmoact2_ros.embodiments.description import VENDOR_MODELS, robot_description, vendor_path
+from molmoact2_ros.embodiments.urdf import Urdf, origin_of, robot_urdf
 
-FROM_URDF = ("franka", "panda", "yam")
+FROM_URDF = ("franka", "panda", "so101", "yam")
+WITH_FINGERS = ("franka", "panda", "yam")
 WITH_MODEL = sorted(name for name in EMBODIMENTS if "robotiq" not in name)
 
 
@@ -74,26 +76,44 @@ def test_the_moving_joints_are_those_of_ros_and_fingers_that_mirror_them(name: s
 
 
 @pytest.mark.parametrize("name", FROM_URDF)
-def test_forward_kinematics_equals_the_embodiment(name: str) -> None:
+def test_links_and_tips_stand_where_mujoco_has_them(name: str) -> None:
     robot = embodiment(name)
     body = model(robot)
     data = mujoco.MjData(body)
     random = np.random.default_rng(4)
+    seen = 0
     for _ in range(100):
         joints = random.uniform(robot.limits.lower, robot.limits.upper)
         for joint, value in zip(robot.joint_names, joints, strict=True):
             data.qpos[body.joint(joint).qposadr[0]] = value
         mujoco.mj_kinematics(body, data)
         for (chain, indices), wrist in zip(robot.chains, robot.wrist_links, strict=True):
-            frames = chain.frames(joints[list(indices)])
-            for link, expected in ((wrist, frames[-2]), (tip_of(wrist), frames[-1])):
+            links = [body.body(body.joint(joint.name).bodyid[0]).name for joint in chain.joints]
+            assert links[-1] == wrist
+            for link, expected in zip((*links, tip_of(wrist)), chain.frames(joints[list(indices)]), strict=True):
                 found = data.body(link)
-                np.testing.assert_allclose(found.xpos, expected[:3, 3], atol=1e-6, err_msg=link)
-                np.testing.assert_allclose(found.xmat.reshape(3, 3), expected[:3, :3], atol=1e-6, err_msg=link)
+                np.testing.assert_allclose(found.xpos, expected[:3, 3], atol=1e-9, err_msg=link)
+                np.testing.assert_allclose(found.xmat.reshape(3, 3), expected[:3, :3], atol=1e-9, err_msg=link)
+                seen += 1
+    assert seen >= 600
 
 
 def tip_of(wrist: str) -> str:
-    return wrist.replace("_link7", "_hand_tcp").replace("_link6", "_tcp")
+    return wrist.replace("_link7", "_hand_tcp").replace("_link6", "_tcp").replace("gripper_link", "tip")
+
+
+def test_a_rotation_between_two_links_is_the_one_of_all_joints_between_them() -> None:
+    """Links before a robot's base, links that are no chain and prismatic joints are refused by name."""
+    urdf = robot_urdf("yam")
+    np.testing.assert_allclose(
+        urdf.pose("left_base_link", "left_hand"),
+        urdf.chain("left_base_link", "left_hand").tip(np.zeros(6)),
+        atol=1e-12,
+    )
+    with pytest.raises(ValueError, match="no path from link 'right_link1' to link 'left_tcp'"):
+        urdf.chain("right_link1", "left_tcp")
+    with pytest.raises(ValueError, match=r"left_gripper.*is prismatic, not revolute"):
+        urdf.chain("left_base_link", "left_left_finger")
 
 
 @pytest.mark.parametrize("name", FROM_URDF)
@@ -107,7 +127,7 @@ def test_every_moving_link_has_mass_and_a_possible_inertia(name: str) -> None:
             assert c <= a + b + 1e-9, f"{body.body(i).name}: principal moments {a, b, c} belong to no body"
 
 
-@pytest.mark.parametrize("name", FROM_URDF)
+@pytest.mark.parametrize("name", WITH_FINGERS)
 def test_fingers_meet_in_the_middle_and_open_evenly(name: str) -> None:
     robot = embodiment(name)
     body = model(robot)
@@ -134,6 +154,21 @@ def test_fingers_meet_in_the_middle_and_open_evenly(name: str) -> None:
         assert gaps == pytest.approx([0.0, 2.0 * robot.limits.upper[g]], abs=1e-9)
 
 
+def test_the_jaw_of_the_so101_opens_away_from_the_fixed_jaw() -> None:
+    robot = embodiment("so101")
+    body = model(robot)
+    data = mujoco.MjData(body)
+
+    def gap(angle: float) -> float:
+        data.qpos[body.joint("gripper").qposadr[0]] = angle
+        mujoco.mj_kinematics(body, data)
+        jaw = data.body("moving_jaw_link")
+        end = jaw.xmat.reshape(3, 3) @ np.array([0.0, -0.08, 0.0188]) + jaw.xpos
+        return float(np.linalg.norm(end - data.body("tip").xpos))
+
+    assert gap(robot.limits.lower[5]) < 0.03 < gap(0.5) < gap(1.2)
+
+
 def test_a_robotiq_arm_has_no_franka_hand() -> None:
     names = [link.get("name") for link in tree(embodiment("panda_robotiq")).findall("link")]
     assert names == [f"panda_link{i}" for i in range(9)]
@@ -146,7 +181,7 @@ def test_meshes_of_the_yam_stand_in_the_place_of_our_shapes() -> None:
     root = ElementTree.fromstring(robot_description(embodiment("yam"), meshes=True))
     plain = tree(embodiment("yam"))
     vendor = ElementTree.parse(vendor_path(VENDOR_MODELS["yam"][0].urdf, "dreamscale-i2rt")).getroot()
-    ours, theirs = zero_poses(plain, "left_base_link"), zero_poses(vendor, "base")
+    ours, theirs = Urdf(plain), Urdf(vendor)
     by_name: dict[str, Any] = {link.get("name"): link for link in vendor.findall("link")}
     shown = 0
     for link in root.findall("link"):
@@ -161,9 +196,9 @@ def test_meshes_of_the_yam_stand_in_the_place_of_our_shapes() -> None:
             if name.startswith("left_"):
                 theirs_name = VENDOR_MODELS["yam"][0].links[name]
                 original = by_name[theirs_name].find("visual")
-                np.testing.assert_allclose(
-                    ours[name] @ origin_of(visual), theirs[theirs_name] @ origin_of(original), atol=1e-6, err_msg=name
-                )
+                expected = theirs.pose("base", theirs_name) @ origin_of(original)
+                found = ours.pose("left_base_link", name) @ origin_of(visual)
+                np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
     assert shown == 18
 
 

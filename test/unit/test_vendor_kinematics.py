@@ -1,6 +1,6 @@
 """Our kinematics against the models that the vendors' packages carry, read by pinocchio: 1,000 random poses a robot.
 
-Both of ours are held to them: the URDF that RViz, robot_state_publisher and the simulated cells use, and the chains of
+Both of ours are held to them: the URDF that RViz, robot_state_publisher and the simulated cells read, and the chains of
 the embodiments, which draw paths and guard the workspace. `make test-all` installs the packages (requirements/
 vendor.txt); without them these tests fail and say so.
 """
@@ -26,7 +26,7 @@ POSES = 1000
 METRES, RADIANS = 1e-4, 1e-4
 STATION = "i2rt/robot_models/station/yam_station_linear_4310_d405/yam_station_linear_4310_d405.urdf"
 FINGERS_LEFT_OUT = {"left_left_finger", "left_right_finger", "right_left_finger", "right_right_finger"}
-"""Links whose frames the vendor puts elsewhere on the same finger; `test_fingers...` compares their ways."""
+"""Links whose frames the vendor puts elsewhere on the same finger; `test_fingers...` compares their strokes."""
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from molmoact2_ros.benchmarking.machine import StolenTime
+from molmoact2_ros.bringup.ending import OnEnd
 from molmoact2_ros.bringup.processes import ProcessGroup, node_environment
 from molmoact2_ros.bringup.specs import NodeSpec
-from molmoact2_ros.share import share_path
+from molmoact2_ros.parameter_files import robot_files
 
 RATES = {"so101": (50.0, 100.0), "franka": (250.0,), "yam": (250.0,)}
 """Set-points a second of each robot: what its drivers take."""
@@ -54,13 +55,13 @@ def _measure(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "replay.json"
-        namespace, config = f"/bench_{robot}", str(share_path("config/so101.yaml"))
+        namespace, configs = f"/bench_{robot}", robot_files("so101")
         specs = [
             NodeSpec(
                 "executor_node",
                 "executor",
                 namespace,
-                config,
+                configs,
                 parameters=MappingProxyType(
                     # Wide enough for a loaded machine: a halt would end the measurement.
                     {"robot": robot, "command_rate_hz": rate_hz, "max_tick_gap_s": 2.0, "joint_state_timeout_s": 1.0}
@@ -70,11 +71,11 @@ def _measure(
                 "replay_node",
                 "replay",
                 namespace,
-                config,
+                configs,
                 parameters=MappingProxyType(
                     {"robot": robot, "allow_motion": True, "measure_s": seconds, "report": str(report)}
                 ),
-                essential=False,
+                on_end=OnEnd.REPORTED,
             ),
         ]
         stolen = StolenTime()

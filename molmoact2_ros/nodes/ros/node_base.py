@@ -7,24 +7,21 @@ error, and must be safe to call twice). `run_node` is its main.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.timer import Timer
 
+from molmoact2_ros.nodes.ros.running import run_node
 from molmoact2_ros.nodes.ros.subscriptions import EveryPublisher, Heard
 
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -184,7 +181,11 @@ class MolmoNode(LifecycleNode):
     # -- lifecycle --------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._attempt("configure", self.setup, TransitionCallbackReturn.FAILURE)
+        def configure() -> None:
+            self._refuse_unknown_parameters()
+            self.setup()
+
+        return self._attempt("configure", configure, TransitionCallbackReturn.FAILURE)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         # FAILURE would lead back to "inactive", where a node owns what it needs: this one has given all of it back.
@@ -214,6 +215,15 @@ class MolmoNode(LifecycleNode):
         """Configure and activate; False when one of them failed."""
         ok = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == ok and self.trigger_activate() == ok
+
+    def _refuse_unknown_parameters(self) -> None:
+        """A value that is given to this node is used or refused: ROS leaves aside, without a word, what is misspelt."""
+        for name in self._parameter_overrides:
+            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
+                known = [parameter.name for parameter in (*COMMON, *self.PARAMETERS)]
+                near = get_close_matches(name, known, n=1)
+                advice = f"did you mean {near[0]!r}?" if near else "ros2 param list shows those it has"
+                raise ValueError(f"{self.get_name()} has no parameter {name!r}, which a parameter file sets; {advice}")
 
     def _attempt(
         self, what: str, action: Callable[[], None], otherwise: TransitionCallbackReturn
@@ -248,49 +258,6 @@ class MolmoNode(LifecycleNode):
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
-
-
-def run_node(factory: Callable[[], MolmoNode]) -> int:
-    """Main of a node: spin until SIGINT, SIGTERM or the end of the parent process, then tear down.
-
-    Returns the exit status: 0 for an orderly end, 1 when an autostarted node could not start.
-    """
-    rclpy.init()
-    node = factory()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    ended = threading.Event()
-
-    def end(*_: object) -> None:
-        ended.set()
-        executor.wake()
-
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
-    parent = os.getppid()
-
-    def watch_parent() -> None:
-        # A launcher that dies without a signal to its children must not leave a moving arm behind.
-        if os.getppid() != parent:
-            node.get_logger().warning("the parent process has ended; shutting down")
-            end()
-
-    node.create_timer(0.5, watch_parent)
-    status = 0
-    try:
-        if node.param("autostart") and not node.autostart():
-            status = 1
-            ended.set()
-        while not ended.is_set() and node.finished is None and rclpy.ok():
-            executor.spin_once(timeout_sec=0.5)
-    except ExternalShutdownException:
-        pass
-    finally:
-        node.release()
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return status or node.finished or 0
 
 
 def main_of(factory: Callable[[], MolmoNode]) -> Callable[[], None]:

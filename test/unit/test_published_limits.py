@@ -1,4 +1,4 @@
-"""The figures of every robot, typed once more from the published pages: limits, jumps, bases, variants."""
+"""The limits of every robot, typed once more from the published pages; jumps, bases, variants."""
 
 from __future__ import annotations
 
