@@ -23,7 +23,7 @@ def test_guidance_shrinks_the_seams_of_the_simulated_cell() -> None:
     assert off.positions.size >= 5 and on.positions.size >= 5
     assert np.median(on.positions) < 0.5 * np.median(off.positions)
     page = rtc.render([off, on], 0.2)
-    assert "| off | " in page and "| linear | " in page and "200 ms after its pictures" in page
+    assert "| off | " in page and "| linear | " in page and "200 ms after its images" in page
 
 
 def test_redrafts_are_counted_by_kind(tmp_path: Path) -> None:
