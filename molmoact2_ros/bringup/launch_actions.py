@@ -18,6 +18,7 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
+    LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
@@ -39,6 +40,7 @@ from molmoact2_ros.share import PACKAGE, share_path
 DEFAULTS = Options()
 QUIETER: dict[str, dict[str, Value]] = {"episode_node": {"status_hz": 0.2}}
 """The command line draws a live line from its status; here every one is a line on the screen."""
+DISCOVERY_RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 TF = [("/tf", "tf"), ("/tf_static", "tf_static")]
 BOOL = ("true", "false")
 
@@ -102,6 +104,7 @@ _COMMON = (
     Argument("config", "", "Parameter file of your own, on top of the robot's: only what you want otherwise."),
     Argument("meshes", "false", "Show the vendor's meshes in RViz, where their package is installed.", BOOL),
     Argument("use_sim_time", "false", "Take the time from /clock, as when a bag is played.", BOOL),
+    Argument("network", "false", "Let other machines hear and command this robot; see SECURITY.md.", BOOL),
 )
 _ROBOT = Argument("robot", DEFAULTS.robot, "Which robot.", tuple(sorted(EMBODIMENTS)))
 RECORD_ARGUMENTS = (
@@ -280,9 +283,21 @@ def _node_actions(
     return found
 
 
+def _discovery(network: bool) -> list[Any]:
+    """Who may hear and command the robot: this machine alone, unless the user says more, here or in the environment."""
+    chosen = os.environ.get(DISCOVERY_RANGE)
+    if chosen is not None and not network:
+        return [LogInfo(msg=f"{DISCOVERY_RANGE} is {chosen}, as set before")]
+    reach = "SUBNET" if network else "LOCALHOST"
+    who = "every machine of this subnet may hear and command the robot" if network else "this machine only"
+    hint = "" if network else "; network:=true for more"
+    return [SetEnvironmentVariable(DISCOVERY_RANGE, reach), LogInfo(msg=f"{DISCOVERY_RANGE} {reach}: {who}{hint}")]
+
+
 def _description(arguments: tuple[Argument, ...], actions: Callable[[dict[str, str]], list[Any]]) -> LaunchDescription:
     def start(context: LaunchContext) -> list[Any]:
-        return actions({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments})
+        values = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments}
+        return [*_discovery(values["network"] == "true"), *actions(values)]
 
     return LaunchDescription(
         [

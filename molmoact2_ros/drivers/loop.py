@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, Driver, DriverError, Health, Reading, StaleError
 from molmoact2_ros.drivers.gate import Command, Gate, GateConfig
+from molmoact2_ros.drivers.parking import ParkPath
 from molmoact2_ros.execution.command_timeout import CommandTimeout
 from molmoact2_ros.execution.steady_target import SteadyTarget
 
 _PERIODS = 2048
 GUIDED = "the arm is guided by hand"
+SETTLE_S = 0.3
+"""An arm comes in behind its last target."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class LoopConfig:
         retry_s: time between attempts to connect.
         health_s: time between two looks at temperatures and voltages.
         gate: see `GateConfig`.
+        park_pose: where the arm goes before it is let go, (dof,); None lets it go where it is.
+        park_speed: share of the velocity limits on the way there.
     """
 
     rate_hz: float = 100.0
@@ -43,6 +48,8 @@ class LoopConfig:
     retry_s: float = 1.0
     health_s: float = 0.5
     gate: GateConfig = field(default_factory=GateConfig)
+    park_pose: Array | None = None
+    park_speed: float = 0.1
 
 
 @dataclass
@@ -204,9 +211,44 @@ class DriverLoop:
             self._lose(now)
 
     def close(self) -> None:
-        """Let go of the arm."""
-        self._connected = False
-        self.driver.close()
+        """Park the arm where that is asked for and can be done, and let go of it."""
+        try:
+            if self.config.park_pose is not None and self._connected:
+                self._park(self.config.park_pose)
+        finally:
+            self._connected = False
+            self.driver.close()
+
+    def _park(self, pose: Array) -> None:
+        """Lead the arm to `pose`; an e-stop, a fault, hand guiding or a silent arm ends this where it is."""
+        with self._lock:
+            self._block("the driver parks the arm and ends", hold=False)
+            if self._last is None:
+                return
+            start = self._steady.resting_target(self._last.positions)
+        path = ParkPath.of(self.driver.robot, start, pose, self.config.park_speed)
+        begun = now = self._now_ns()
+        while (now - begun) * 1e-9 < path.duration_s + SETTLE_S:
+            if self._blocked() or self._wait_for(self._next_ns):
+                return
+            try:
+                self._read(self._now_ns())
+                now = self._now_ns()
+                self.driver.write(path.at((now - begun) * 1e-9))
+                if now >= self._health_due_ns:
+                    self._health_due_ns = now + round(self.config.health_s * 1e9)
+                    self._health = self.driver.health()
+            except StaleError:
+                now = self._now_ns()
+                if (now - self._heard_ns) * 1e-9 > self.config.lost_s:
+                    return
+
+    def _wait_for(self, due_ns: int) -> bool:
+        """Wait until `due_ns`; True where something blocks the arm meanwhile."""
+        with self._lock:
+            while (left := due_ns - self._now_ns()) > 0 and not self._estopped:
+                self._wait(self._fresh, left * 1e-9)
+            return self._estopped
 
     def _connect(self, now: int) -> None:
         if now < self._retry_due_ns:
@@ -328,6 +370,10 @@ class DriverLoop:
                 self.gate.held(target)
 
 
+CLOSE_S = 55.0
+"""How long an orderly end may take: parking is slow."""
+
+
 class DriverThread:
     """Runs a `DriverLoop` in a thread of its own."""
 
@@ -351,8 +397,8 @@ class DriverThread:
         finally:
             self.loop.close()
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """End the thread and let go of the arm."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """End the thread, which parks the arm where that is asked for, and lets go of it."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)

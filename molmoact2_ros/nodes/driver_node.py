@@ -19,6 +19,7 @@ from std_msgs.msg import Bool
 from molmoact2_ros.drivers.driver import Driver, Reading
 from molmoact2_ros.drivers.gate import Command, GateConfig
 from molmoact2_ros.drivers.loop import DriverLoop, DriverThread, LoopConfig
+from molmoact2_ros.drivers.parking import checked_pose
 from molmoact2_ros.execution.e_stop import EStop
 from molmoact2_ros.nodes.ros.messages import nanoseconds, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter
@@ -37,6 +38,8 @@ class DriverNode(MolmoNode):
         Parameter("command_timeout_s", 0.2, "The arm holds when commands cease for this long, s.", 0.05, 5.0),
         Parameter("rejoin_rad", 0.05, "How far from the arm the first command after a hold may be, rad.", 0.005, 0.5),
         Parameter("command_max_age_s", 0.25, "A command stamped longer ago is dropped, s; 0: none is.", 0.0, 5.0),
+        Parameter("park_pose", [0.0], "Where the arm goes before it is let go, all joints, rad or m; [0.0]: nowhere."),
+        Parameter("park_speed", 0.1, "Share of the velocity limits on the way there.", 0.01, 0.5),
         Parameter("lost_s", 0.5, "Without a fresh reading for this long the arm is connected anew, s.", 0.1, 10.0),
         Parameter("retry_s", 1.0, "Time between attempts to connect, s.", 0.1, 60.0),
         Parameter("command_topic", "executor/command", "Stamped joint targets, rad or m; header.frame_id: the arming."),
@@ -62,6 +65,8 @@ class DriverNode(MolmoNode):
             command_timeout_s=self.param("command_timeout_s"),
             lost_s=self.param("lost_s"),
             retry_s=self.param("retry_s"),
+            park_pose=checked_pose(driver.robot, list(self.param("park_pose"))),
+            park_speed=self.param("park_speed"),
             gate=GateConfig(rejoin_rad=self.param("rejoin_rad"), max_age_s=self.param("command_max_age_s")),
         )
         self._joints = self.output(JointState, "joint_states", SENSOR)

@@ -10,8 +10,11 @@ from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Health, MissingPackageError, Reading, StaleError, hardware_package
 from molmoact2_ros.drivers.gate import Command
 from molmoact2_ros.drivers.loop import DriverLoop, LoopConfig
+from molmoact2_ros.drivers.parking import checked_pose
+from molmoact2_ros.embodiments import embodiment
 
 MS = 1_000_000
+ROBOT = embodiment("so101")
 
 
 class Bench:
@@ -262,6 +265,76 @@ def test_an_arm_that_is_held_again_and_again_does_not_sink():
         bench.arm.position = bench.arm.written[-1] + sag
     assert bench.loop.counters.holds == 10
     assert np.abs(bench.arm.position - start - sag).max() < 1e-9
+
+
+PARKED = ROBOT.rest_position + np.array([0.3, -0.2, 0.1, 0.0, 0.0, 0.5])
+
+
+def parking() -> Bench:
+    return Bench(LoopConfig(retry_s=0.001, park_pose=PARKED, park_speed=0.25)).connected()
+
+
+def test_an_arm_is_parked_slowly_before_it_is_let_go():
+    bench = parking()
+    seen, writing = [], bench.arm.write
+
+    def follow(positions) -> None:
+        assert not bench.arm.closed
+        seen.append((bench.now, np.array(positions)))
+        bench.arm.position = np.array(positions)
+        writing(positions)
+
+    bench.arm.write = follow
+    start = bench.arm.position.copy()
+    bench.loop.close()
+    assert bench.arm.closed
+    goal = PARKED.copy()
+    goal[5] = start[5]  # a gripper keeps what it has
+    assert np.allclose(bench.arm.position, goal, atol=1e-9)
+    times, targets = np.array([t for t, _ in seen]) * 1e-9, np.array([target for _, target in seen])
+    speeds = np.abs(np.diff(targets, axis=0)) / np.diff(times)[:, None]
+    assert np.all(speeds <= 0.26 * ROBOT.limits.velocity)
+    assert np.abs(targets[0] - start).max() < 0.01
+
+
+@pytest.mark.parametrize("what", ["e-stop", "fault", "silence", "guided"])
+def test_whatever_speaks_against_motion_ends_parking_where_the_arm_is(what: str):
+    bench = parking()
+    writing, count = bench.arm.write, []
+
+    def interrupted(positions) -> None:
+        writing(positions)
+        count.append(positions)
+        if len(count) == 20:
+            if what == "e-stop":
+                bench.loop.e_stop(True)
+            elif what == "fault":
+                bench.arm.present = Health(Level.ERROR, "hot")
+            elif what == "guided":
+                bench.loop.guide(True)
+            else:
+                bench.arm.answers = False
+
+    bench.arm.write = interrupted
+    bench.loop.close()
+    assert bench.arm.closed
+    assert len(count) < 75, "a fault is seen within half a second"
+
+
+def test_an_arm_that_is_not_there_is_let_go_without_parking():
+    bench = Bench(LoopConfig(retry_s=0.001, park_pose=PARKED))
+    bench.loop.close()
+    assert bench.arm.closed and not bench.arm.written
+
+
+@pytest.mark.parametrize(
+    ("pose", "hint"),
+    [([1.0, 2.0], "must have 6 positions"), ([9.0, 0.0, 0.0, 0.0, 0.0, 0.0], "has 9 for shoulder_pan")],
+)
+def test_a_parking_pose_that_cannot_be_is_refused(pose: list[float], hint: str):
+    with pytest.raises(ValueError, match=hint):
+        checked_pose(ROBOT, pose)
+    assert checked_pose(ROBOT, [0.0]) is None
 
 
 def test_a_missing_hardware_package_is_one_line_with_its_install_line():

@@ -42,6 +42,7 @@ NAMES = {
     "launch.actions": (
         "DeclareLaunchArgument",
         "EmitEvent",
+        "LogInfo",
         "OpaqueFunction",
         "RegisterEventHandler",
         "SetEnvironmentVariable",
@@ -262,3 +263,23 @@ def test_on_a_robot_no_node_takes_the_launch_with_it_and_the_driver_has_time_to_
         late = node["name"] == "yam_driver"
         assert (float(node.get("sigkill_timeout", "5")) >= 60.0) is late
         assert node["additional_env"].get(ENDS_AFTER) == ("executor" if late else None)
+
+
+def _reach(launching: Any, monkeypatch: pytest.MonkeyPatch, chosen: str | None, **given: str) -> list[tuple[str, str]]:
+    monkeypatch.delenv(launching.DISCOVERY_RANGE, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(launching.DISCOVERY_RANGE, chosen)
+    found = launching._discovery(given.get("network") == "true")
+    assert type(found[-1]).__name__ == "LogInfo", "who may hear is said"
+    return [action.args for action in found if type(action).__name__ == "SetEnvironmentVariable"]
+
+
+def test_a_launched_robot_is_heard_on_this_machine_only_unless_the_user_says_more(
+    launching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = launching.DISCOVERY_RANGE
+    assert _reach(launching, monkeypatch, None) == [(name, "LOCALHOST")]
+    assert _reach(launching, monkeypatch, None, network="true") == [(name, "SUBNET")]
+    assert _reach(launching, monkeypatch, "SUBNET") == []
+    assert _reach(launching, monkeypatch, "LOCALHOST", network="true") == [(name, "SUBNET")]
+    assert launched(from_file("so101"), policy="expert").arguments["network"]["default_value"] == "false"
