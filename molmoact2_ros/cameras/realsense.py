@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -43,9 +44,15 @@ class RealSenseSource:
         CameraError: the package is missing, or there is no such camera or recording, or it cannot do what is asked.
     """
 
-    def __init__(self, address: str, settings: CameraSettings, clock: Clock = time.time_ns) -> None:
+    def __init__(
+        self,
+        address: str,
+        settings: CameraSettings,
+        clock: Clock = time.time_ns,
+        steady: Clock = time.monotonic_ns,
+    ) -> None:
         self._rs = rs = _package()
-        self._clock, self._map = clock, ClockMap()
+        self._clock, self._steady, self._map = clock, steady, ClockMap()
         self._last_number = -1
         self._depth = settings.depth
         config = rs.config()
@@ -66,17 +73,27 @@ class RealSenseSource:
             else:
                 config.enable_stream(rs.stream.depth, *size, rs.format.z16, round(settings.rate_hz))
         self._queue = rs.frame_queue(1)  # a full queue drops the oldest
-        self._pipeline: Any = rs.pipeline()
+        pipeline = rs.pipeline()
         try:
-            profile = self._pipeline.start(config, self._queue)
+            profile = pipeline.start(config, self._queue)
         except RuntimeError as error:
-            self._pipeline = None
             raise CameraError(
                 f"RealSense {address} cannot give {settings.width}x{settings.height} at {settings.rate_hz:g} Hz: "
                 f"{error}; rs-enumerate-devices lists what it can; is it in a USB 3 socket?"
             ) from error
-        if not recorded:
-            _fix_exposure(rs, profile.get_device(), settings)
+        self._pipeline: Any = pipeline
+        try:
+            self._prepare(profile, address, None if recorded else settings)
+        except Exception:
+            with suppress(RuntimeError):  # the first reason is the one to tell
+                self.close()
+            raise
+
+    def _prepare(self, profile: Any, address: str, settings: CameraSettings | None) -> None:
+        """Fix what `settings` say, and read what images need, of the camera that runs."""
+        rs = self._rs
+        if settings is not None:
+            fix_exposure(rs, profile.get_device(), address, settings)
         self._align = rs.align(rs.stream.color)
         self._unit_m = 0.001
         for sensor in profile.get_device().query_sensors():
@@ -106,7 +123,7 @@ class RealSenseSource:
             pipeline.stop()
 
     def _frame(self, frame: Any) -> Frame | None:
-        arrival = self._clock()
+        now, arrival = self._clock(), self._steady()
         frames = frame.as_frameset()
         if not frames:
             return None
@@ -123,7 +140,7 @@ class RealSenseSource:
             raw = np.asanyarray(frames.get_depth_frame().get_data())
             depth = raw.astype(np.float32) * np.float32(self._unit_m)
         rgb = np.array(np.asanyarray(colour.get_data()), dtype=np.uint8)
-        return Frame(rgb, self._stamp(colour, arrival), depth, self._intrinsics)
+        return Frame(rgb, self._stamp(colour, now, arrival), depth, self._intrinsics)
 
     def _is_pair(self, frames: Any) -> bool:
         depth, colour = frames.get_depth_frame(), frames.get_color_frame()
@@ -133,13 +150,13 @@ class RealSenseSource:
             return True  # stamps of two clocks say nothing about each other
         return bool(abs(depth.get_timestamp() - colour.get_timestamp()) <= self._apart_ms)
 
-    def _stamp(self, colour: Any, arrival_ns: int) -> int:
+    def _stamp(self, colour: Any, now_ns: int, arrival_ns: int) -> int:
         """ROS time of the capture: `system_time` and `global_time` are this machine's clock already."""
         device_ns = round(colour.get_timestamp() * 1e6)
         domain = self._rs.timestamp_domain
         if colour.get_frame_timestamp_domain() in (domain.system_time, domain.global_time):
             return device_ns
-        return self._map.stamp_ns(device_ns, arrival_ns)
+        return now_ns - (arrival_ns - self._map.stamp_ns(device_ns, arrival_ns))
 
 
 def _package() -> ModuleType:
@@ -166,19 +183,44 @@ def _check_plugged(rs: ModuleType, serial: str) -> None:
         )
 
 
-def _fix_exposure(rs: ModuleType, device: Any, settings: CameraSettings) -> None:
-    """Switch the automatics off where a value is given: images that change by themselves confuse a policy."""
+def fix_exposure(rs: ModuleType, device: Any, address: str, settings: CameraSettings) -> None:
+    """Switch the automatics off where a value is given: images that change by themselves confuse a policy.
+
+    The sensor is the one that the colour images come from: the stereo module of a D405, which has no other.
+
+    Raises:
+        CameraError: the camera has no such setting, or does not take the value.
+    """
+    option = rs.option
+    sensor = _colour_sensor(rs, device)
+    # A stereo module counts in us; the RGB sensors count in 100 us, as V4L2 does.
+    step_us = 1.0 if sensor is not None and sensor.is_depth_sensor() else 100.0
     fixed = (
-        (settings.exposure, rs.option.enable_auto_exposure, rs.option.exposure),
-        (settings.white_balance, rs.option.enable_auto_white_balance, rs.option.white_balance),
+        ("exposure", "us", settings.exposure_us, step_us, option.enable_auto_exposure, option.exposure),
+        ("white balance", "K", settings.white_balance_k, 1.0, option.enable_auto_white_balance, option.white_balance),
     )
-    for sensor in device.query_sensors():
-        if not sensor.is_color_sensor():
+    for name, unit, value, step, automatic, manual in fixed:
+        if not value > 0.0:
             continue
-        for value, automatic, option in fixed:
-            if value > 0.0 and sensor.supports(option):
-                sensor.set_option(automatic, 0)
-                sensor.set_option(option, value)
+        if sensor is None or not sensor.supports(manual):
+            raise CameraError(f"RealSense {address} has no fixed {name}; set it to 0 for this camera")
+        found = sensor.get_option_range(manual)
+        asked = round(value / step)
+        if not found.min <= asked <= found.max:
+            raise CameraError(
+                f"RealSense {address} does not take {name} {value:g} {unit}; its range is {found.min * step:g} to "
+                f"{found.max * step:g} {unit}"
+            )
+        if sensor.supports(automatic):
+            sensor.set_option(automatic, 0)
+        sensor.set_option(manual, asked)
+
+
+def _colour_sensor(rs: ModuleType, device: Any) -> Any | None:
+    for sensor in device.query_sensors():
+        if any(profile.stream_type() == rs.stream.color for profile in sensor.get_stream_profiles()):
+            return sensor
+    return None
 
 
 def _intrinsics(found: Any) -> Intrinsics:

@@ -49,16 +49,16 @@ class CameraSettings:
     Attributes:
         width, height: pixels. rate_hz: also the rate at which a file is played.
         depth: also give depth, where the camera can.
-        exposure: fixed, in the camera's own unit (V4L2: 100 us; RealSense: us); 0 leaves it to the camera.
-        white_balance: fixed, K; 0 leaves it to the camera.
+        exposure_us: fixed, us, whatever unit the camera counts in; 0 leaves it to the camera.
+        white_balance_k: fixed, K; 0 leaves it to the camera.
     """
 
     width: int
     height: int
     rate_hz: float
     depth: bool = False
-    exposure: float = 0.0
-    white_balance: float = 0.0
+    exposure_us: float = 0.0
+    white_balance_k: float = 0.0
 
 
 class FrameSource(Protocol):
@@ -73,3 +73,7 @@ class FrameSource(Protocol):
 
 class CameraError(RuntimeError):
     """A camera cannot be opened; the message says what to do."""
+
+
+class BadImageError(CameraError):
+    """One image cannot be used; the next may be good, so that the camera stays open."""

@@ -1,4 +1,4 @@
-"""One camera, kept running: opened, read, watched, and opened again when it goes silent."""
+"""One camera, kept running: opened, read, watched, and opened again when it goes silent or breaks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import threading
 import time
 from collections.abc import Callable
 
-from molmoact2_ros.cameras.health import CameraHealth, Limits, Report
-from molmoact2_ros.cameras.source import CameraError, Clock, Frame, FrameSource, RgbImage
+from molmoact2_ros.cameras.health import BLACK, DOUBLED, CameraHealth, Limits, Report
+from molmoact2_ros.cameras.source import BadImageError, CameraError, Clock, Frame, FrameSource, RgbImage
 
 _READ_S = 0.1
 """How long one read waits; bounds the time that `close` takes."""
 
 
+def in_words(error: Exception) -> str:
+    """What an error says; drivers' exceptions are named too, since some carry no text."""
+    return str(error) if isinstance(error, CameraError) else f"{type(error).__name__}: {error}"
+
+
 class CameraStream:
     """Reads one camera in a thread of its own and hands every admitted frame to `publish`.
 
+    Invariant: the thread lasts until `close`, whatever the camera's driver raises: a camera that cannot be opened,
+    read or closed is not open, says why, and is tried again.
+
     Args:
         name: the camera's name, for messages.
-        opener: opens the camera; raises CameraError while it is not there.
+        opener: opens the camera; raises while it is not there.
         limits: what is expected of it.
         publish: called in the stream's thread with each good frame.
         clock: time in ns on the clock of the stamps.
@@ -51,36 +59,44 @@ class CameraStream:
         while not self._ended.is_set():
             try:
                 source = self._opener()
-            except CameraError as error:
-                self._error = str(error)
+            except Exception as error:  # drivers raise what they like
+                self._error = in_words(error)
                 self._ended.wait(self._retry_s)
                 continue
             self._error = ""
             self.openings += 1
             try:
                 self._read(source)
-            except Exception as error:  # a camera that breaks is opened again, and the reason is shown until it works
-                self._error = f"reading failed: {error}"
-                self._ended.wait(self._retry_s)
-            finally:
+            except Exception as error:
+                self._error = f"reading failed: {in_words(error)}"
+            try:
                 source.close()
+            except Exception as error:
+                self._error = f"closing failed: {in_words(error)}"
+            if self._error:  # shown until the camera is open again
+                self._ended.wait(self._retry_s)
 
     def _read(self, source: FrameSource) -> None:
         """Read until the source goes silent or the stream ends."""
         heard = time.monotonic()
         while not self._ended.is_set():
-            frame = source.read(_READ_S)
-            if frame is None:
-                if time.monotonic() - heard > self._retry_s:
-                    return
-                continue
-            with self._lock:
-                refused = self._health.admit(frame, self._clock())
-            if not refused:
-                heard = time.monotonic()
-                self._publish(frame)
-            elif time.monotonic() - heard > self._retry_s:
-                return  # for instance the link of a cell that was killed: its last frame stays there for ever
+            try:
+                frame = source.read(_READ_S)
+            except BadImageError as error:
+                with self._lock:
+                    self._health.refuse(str(error))
+                frame = None
+            if frame is not None:
+                with self._lock:
+                    refused = self._health.admit(frame, self._clock())
+                    # A dark room or a source that is named twice does not go away with opening the camera anew.
+                    alive = not refused or self._health.content in (BLACK, DOUBLED)
+                if not refused:
+                    self._publish(frame)
+                if alive:
+                    heard = time.monotonic()
+            if time.monotonic() - heard > self._retry_s:
+                return  # also for instance the link of a cell that was killed: its last frame stays there for ever
 
     def report(self) -> Report:
         """Return the camera's state now. Safe from any thread."""
@@ -91,6 +107,11 @@ class CameraStream:
         """A small version of the last image. Safe from any thread."""
         with self._lock:
             return self._health.sample
+
+    def doubled_by(self, others: str) -> None:
+        """See `CameraHealth`. Safe from any thread."""
+        with self._lock:
+            self._health.doubled_by(others)
 
     def close(self) -> None:
         """End the thread and let go of the camera."""

@@ -1,32 +1,43 @@
 """Publishes the cameras of one robot: images, calibration, and what is wrong with them.
 
 All cameras live in one process, one thread a camera. Every image carries its capture time; an image that is too old,
-of the wrong size or not newer than the last one is not published, and `/diagnostics` says so.
+of the wrong size, not newer than the last one, frozen, black or another camera's is not published. Whoever acts on the
+images then stops as for silence, and `cameras/<name>/state` says why.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from numpy.typing import NDArray
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
-from molmoact2_ros.cameras.health import Limits, twins
+from molmoact2_ros.cameras.health import Limits, TwinWatch
 from molmoact2_ros.cameras.opening import open_source
-from molmoact2_ros.cameras.source import CameraSettings, Frame, FrameSource
+from molmoact2_ros.cameras.shared_memory import PROFILE_VARIABLE, shortage
+from molmoact2_ros.cameras.source import CameraSettings, Frame, FrameSource, Intrinsics
 from molmoact2_ros.cameras.stream import CameraStream
 from molmoact2_ros.diagnostics import Level
-from molmoact2_ros.nodes.ros.camera_info import file_info, fill_info, pinhole_info
+from molmoact2_ros.nodes.ros.camera_info import file_info, fill_info, is_rectified, pinhole_info
+from molmoact2_ros.nodes.ros.camera_parameters import PARAMETERS, image_format, limit_of
 from molmoact2_ros.nodes.ros.messages import byte_array, image_message, stamp_of
-from molmoact2_ros.nodes.ros.node_base import SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.ros.topic_source import TopicSource
+
+WATCH_S = 0.2
+"""Shorter than the silence after which a policy stops, so that the reason is there before."""
 
 
 def known_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -34,122 +45,160 @@ def known_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(depth > 0.0, depth, np.float32(np.nan)).astype("<f4")
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Publishers of one camera; depth and JPEG where they are asked for."""
+
+    image: Publisher
+    info: Publisher
+    state: Publisher
+    depth: Publisher | None
+    jpeg: Publisher | None
+
+
+@dataclass
+class Camera:
+    """One camera between configure and cleanup: what is asked of it, and what was last said of it."""
+
+    source: str
+    limits: Limits
+    settings: CameraSettings
+    info: CameraInfo
+    outputs: Outputs
+    optics: Intrinsics | None = None
+    told: tuple[str, str] | None = None
+    info_problem: str = ""
+
+    def __post_init__(self) -> None:
+        self.calibrated = any(self.info.k)
+
+
 class CameraNode(MolmoNode):
     """Invariant: while active, one stream a camera runs; each publishes only frames that its health check admitted."""
 
-    PARAMETERS = (
-        Parameter("names", ["front", "wrist"], "Names of the cameras; topics are cameras/<name>/..."),
-        Parameter(
-            "sources",
-            ["sim:molmoact2_front", "sim:molmoact2_wrist"],
-            "Where images come from: sim:<link>, v4l2:<device>, realsense:<serial>, topic:<topic>, file:<video>.",
-        ),
-        Parameter("calibrations", [""], "Calibration file of each real camera; empty: not calibrated."),
-        Parameter("width", 640, "RgbImage width of cameras that are not simulated, pixels.", 16, 4096),
-        Parameter("height", 480, "RgbImage height of cameras that are not simulated, pixels.", 16, 4096),
-        Parameter("rate_hz", 30.0, "Rate asked of the cameras, Hz.", 1.0, 240.0),
-        Parameter("max_age_s", 0.25, "Older images are not published, s.", 0.01, 10.0),
-        Parameter("silence_s", 0.5, "Silence after which a camera is reported, s.", 0.05, 10.0),
-        Parameter("frozen_s", 1.0, "Same pixels for this long are reported; not for simulated cameras, s.", 0.1, 60.0),
-        Parameter("reopen_s", 1.0, "Silence after which a camera is opened anew, time between tries, s.", 0.1, 60.0),
-        Parameter("depth", False, "Also publish the depth of RealSense cameras, aligned to the image, 32FC1 in m."),
-        Parameter("exposure", 0.0, "Fixed exposure (V4L2: 100 us, RealSense: us); 0: the camera's.", 0.0, 1e6),
-        Parameter("white_balance", 0.0, "Fixed white balance, K; 0: the camera's choice.", 0.0, 10000.0),
-        Parameter("jpeg_quality", 0, "Quality of image_raw/compressed; 0 publishes none.", 0, 100),
-    )
+    PARAMETERS = PARAMETERS
 
     def __init__(self) -> None:
         super().__init__("camera")
-        self._streams: list[CameraStream] = []
-        self._plans: dict[str, tuple[str, Limits, CameraInfo]] = {}
-        self._outputs: dict[str, tuple[Publisher, Publisher, Publisher | None]] = {}
-        self._levels: dict[str, Level] = {}
-        self._depths: dict[str, Publisher] = {}
+        self._cameras: dict[str, Camera] = {}
+        self._streams: dict[str, CameraStream] = {}
         self._topics: dict[str, TopicSource] = {}
-        self._twins = ""
+        self._twins = TwinWatch()
+        self._short = ""
 
     def setup(self) -> None:
-        names, sources, calibrations = (list(self.param(key)) for key in ("names", "sources", "calibrations"))
+        names, sources = list(self.param("names")), list(self.param("sources"))
         if len(set(names)) != len(names) or len(names) != len(sources):
             raise ValueError(f"parameters names {names} and sources {sources} must be distinct and of one length")
-        calibrations = calibrations if any(calibrations) else [""] * len(names)
-        if len(calibrations) != len(names):
-            raise ValueError(f"parameter calibrations needs one entry for each of {names}, got {calibrations}")
-        for name, source, calibration in zip(names, sources, calibrations, strict=True):
-            simulated = source.startswith("sim:")
-            if simulated:
+        calibrations, formats, exposures, whites = (
+            self._each(key, names) for key in ("calibrations", "formats", "exposures_us", "white_balances_k")
+        )
+        self._twins = TwinWatch(limit_of(self.param("doubled_s")))
+        for name, source in zip(names, sources, strict=True):
+            kind, _, address = source.partition(":")
+            width, height, rate_hz = image_format(
+                formats[name], *(self.param(key) for key in ("width", "height", "rate_hz"))
+            )
+            if kind == "sim":
                 info = pinhole_info(camera_calibration(self.param("robot"), name))
             else:
-                info = file_info(calibration, self.param("width"), self.param("height"))
+                rectified = kind == "topic" and is_rectified(address)
+                info = file_info(calibrations[name], width, height, rectified)
             info.header.frame_id = f"{name}_optical_frame"
             limits = Limits(
-                rate_hz=self.param("rate_hz"),
+                rate_hz=rate_hz,
                 width=info.width,
                 height=info.height,
                 silence_s=self.param("silence_s"),
                 age_s=self.param("max_age_s"),
-                # A rendered image has no noise: while nothing moves it rightly stays the same.
-                frozen_s=math.inf if simulated else self.param("frozen_s"),
+                black_s=limit_of(self.param("black_s")),
+                # A rendered image has no noise, and a file may hold a still: they rightly stay the same.
+                frozen_s=math.inf if kind in ("sim", "file") else limit_of(self.param("frozen_s")),
             )
-            self._plans[name] = (source, limits, info)
-            topic = f"cameras/{name}"
-            kind, _, address = source.partition(":")
+            settings = CameraSettings(
+                limits.width,
+                limits.height,
+                rate_hz,
+                depth=kind == "realsense" and bool(self.param("depth")),
+                exposure_us=exposures[name],
+                white_balance_k=whites[name],
+            )
             if kind == "topic" and name not in self._topics:  # a subscription stays as long as the node
                 self._topics[name] = TopicSource(self, address)
-            if kind == "realsense" and self.param("depth"):
-                self._depths[name] = self.output(Image, f"{topic}/depth/image_raw", SENSOR)
-            self._outputs[name] = (
-                self.output(Image, f"{topic}/image_raw", SENSOR),
-                self.output(CameraInfo, f"{topic}/camera_info", SENSOR),
-                self.output(CompressedImage, f"{topic}/image_raw/compressed", SENSOR)
-                if self.param("jpeg_quality") > 0
-                else None,
-            )
+            self._cameras[name] = Camera(source, limits, settings, info, self._outputs_of(name, settings.depth))
+        self.every(WATCH_S, self._watch, inactive=True)
+        self._check_memory()
 
-    def start(self) -> None:
-        for name, (source, limits, _) in self._plans.items():
-            opener = partial(self._open, name, source, self._settings(name, limits))
-            publish = partial(self._publish, name)
-            self._streams.append(CameraStream(name, opener, limits, publish, self.now_ns, self.param("reopen_s")))
-
-    def _settings(self, name: str, limits: Limits) -> CameraSettings:
-        return CameraSettings(
-            limits.width,
-            limits.height,
-            limits.rate_hz,
-            depth=name in self._depths,
-            exposure=self.param("exposure"),
-            white_balance=self.param("white_balance"),
+    def _outputs_of(self, name: str, depth: bool) -> Outputs:
+        topic = f"cameras/{name}"
+        return Outputs(
+            image=self.output(Image, f"{topic}/image_raw", SENSOR),
+            info=self.output(CameraInfo, f"{topic}/camera_info", SENSOR),
+            state=self.output(DiagnosticStatus, f"{topic}/state", LATCHED),
+            depth=self.output(Image, f"{topic}/depth/image_raw", SENSOR) if depth else None,
+            jpeg=self.output(CompressedImage, f"{topic}/image_raw/compressed", SENSOR)
+            if self.param("jpeg_quality") > 0
+            else None,
         )
 
-    def _open(self, name: str, source: str, settings: CameraSettings) -> FrameSource:
-        return self._topics[name] if name in self._topics else open_source(source, settings, self.now_ns)
+    def _each(self, key: str, names: list[str]) -> dict[str, Any]:
+        """The parameter's value for each camera: it has one for all of them, or one for each."""
+        values = list(self.param(key))
+        if len(values) not in (1, len(names)) or (key == "calibrations" and len(values) < len(names) and any(values)):
+            raise ValueError(f"parameter {key} needs one entry for each of {names}, got {values}")
+        return dict(zip(names, values * len(names) if len(values) == 1 else values, strict=True))
+
+    def _check_memory(self) -> None:
+        """Images that the middleware loses are missed by nobody but who waits for them: said at the start."""
+        if os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp").startswith("rmw_fastrtps"):
+            shm = Path("/dev/shm")
+            free = shutil.disk_usage(shm).free if shm.is_dir() else 0
+            cameras = [camera.settings for camera in self._cameras.values()]
+            self._short = shortage(cameras, os.environ.get(PROFILE_VARIABLE, ""), free)
+            if self._short:
+                self.get_logger().error(self._short)
+
+    def start(self) -> None:
+        for name, camera in self._cameras.items():
+            opener, publish = partial(self._open, name, camera), partial(self._publish, name, camera)
+            reopen_s = self.param("reopen_s")
+            self._streams[name] = CameraStream(name, opener, camera.limits, publish, self.now_ns, reopen_s)
+
+    def _open(self, name: str, camera: Camera) -> FrameSource:
+        if name in self._topics:
+            return self._topics[name]
+        return open_source(camera.source, camera.settings, self.now_ns)
 
     def stop(self) -> None:
-        for stream in self._streams:
+        for name, stream in self._streams.items():
             stream.close()
+            camera = self._cameras[name]
+            camera.told = None
+            if self.context.ok():
+                self._say(name, camera, Level.ERROR, "inactive", f"camera {name!r}: its node is not active")
         self._streams.clear()
 
     def teardown(self) -> None:
         self.stop()
-        self._depths.clear()
-        self._outputs.clear()
-        self._plans.clear()
+        self._cameras.clear()
 
-    def _publish(self, name: str, frame: Frame) -> None:
-        """Send one frame. Runs in the camera's thread."""
-        image, info, compressed = self._outputs[name]
-        calibration = self._plans[name][2]
-        if not any(calibration.k) and frame.intrinsics is not None:
-            fill_info(calibration, frame.intrinsics)
-        header = Header(stamp=stamp_of(frame.stamp_ns), frame_id=calibration.header.frame_id)
+    # -- images (the camera's thread) -------------------------------------------------------------------------------
+
+    def _publish(self, name: str, camera: Camera, frame: Frame) -> None:
+        outputs, info = camera.outputs, camera.info
+        if frame.intrinsics is not None and frame.intrinsics != camera.optics and not camera.calibrated:
+            if camera.optics is not None:
+                self.get_logger().warning(f"camera {name!r}: its camera_info has changed; the new one is used")
+            fill_info(info, frame.intrinsics)
+            camera.optics = frame.intrinsics
+        header = Header(stamp=stamp_of(frame.stamp_ns), frame_id=info.header.frame_id)
         message = image_message(frame.rgb, "rgb8", header)
-        calibration.header.stamp = header.stamp
-        image.publish(message)
-        info.publish(calibration)
-        if frame.depth is not None and name in self._depths:
-            self._depths[name].publish(image_message(known_depth(frame.depth), "32FC1", header))
-        if compressed is not None:
+        info.header.stamp = header.stamp
+        outputs.image.publish(message)
+        outputs.info.publish(info)
+        if frame.depth is not None and outputs.depth is not None:
+            outputs.depth.publish(image_message(known_depth(frame.depth), "32FC1", header))
+        if outputs.jpeg is not None:
             import cv2
 
             options = [cv2.IMWRITE_JPEG_QUALITY, self.param("jpeg_quality")]
@@ -157,36 +206,57 @@ class CameraNode(MolmoNode):
             if ok:
                 packed = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
                 packed.data = byte_array(data)
-                compressed.publish(packed)
+                outputs.jpeg.publish(packed)
+
+    # -- state (the node's thread) ----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Say, when it changes, what is wrong with a camera."""
+        samples = {name: stream.sample() for name, stream in self._streams.items()}
+        for name, others in self._twins.look(samples, self.now_ns()).items():
+            self._streams[name].doubled_by(others)
+        for name, stream in self._streams.items():
+            report, camera = stream.report(), self._cameras[name]
+            # What keeps a camera from being opened is told in full; other kinds differ in their figures only.
+            told = (report.kind, report.message if report.kind == "not open" else "")
+            if told == camera.told:
+                continue
+            camera.told = told
+            self._say(name, camera, report.level, report.kind, report.message)
+            if report.level is Level.OK:
+                self.get_logger().info(report.message)
+            else:
+                self.get_logger().warning(report.message)
+        for name, source in self._topics.items():
+            camera = self._cameras[name]
+            if source.info_problem != camera.info_problem and not camera.calibrated:
+                camera.info_problem = source.info_problem
+                self.get_logger().warning(f"camera {name!r}: {source.info_problem or 'its camera_info is used'}")
+
+    def _say(self, name: str, camera: Camera, level: Level, kind: str, message: str) -> None:
+        status = DiagnosticStatus(level=bytes([level]), name=f"camera {name}", message=message)
+        status.values = [KeyValue(key="kind", value=kind)]
+        camera.outputs.state.publish(status)
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         if not self._streams:
             return DiagnosticStatus.OK, "inactive", {}
-        reports = {stream.name: stream.report() for stream in self._streams}
+        reports = {name: stream.report() for name, stream in self._streams.items()}
         values: dict[str, object] = {}
         for name, report in reports.items():
             values[f"{name}.rate_hz"] = f"{report.rate_hz:.1f}"
             values[f"{name}.age_ms"] = f"{1e3 * report.age_s:.0f}"
             values[f"{name}.frames"] = report.frames
             values[f"{name}.refused"] = report.refused
-            before = self._levels.get(name, Level.OK)
-            if report.level is not before:  # on the edge only
-                if report.level is Level.OK:
-                    self.get_logger().info(report.message)
-                else:
-                    self.get_logger().warning(report.message)
-            self._levels[name] = report.level
         level = max(report.level for report in reports.values())
-        faults = [report.message for report in reports.values() if report.level is level]
-        same = [f"{a!r} and {b!r}" for a, b in twins({stream.name: stream.sample() for stream in self._streams})]
-        if same:
-            level = Level.ERROR
-            faults.append(f"cameras {', '.join(same)} show the same image; is one source named twice?")
-        if (told := "; ".join(same)) != self._twins:  # on the edge only
-            self._twins = told
-            if told:
-                self.get_logger().error(faults[-1])
-        return bytes([level]), "; ".join(faults), values
+        words = [report.message for report in reports.values() if report.level is level]
+        extra = [self._short] if self._short else []
+        extra += [
+            f"camera {name!r}: {camera.info_problem}" for name, camera in self._cameras.items() if camera.info_problem
+        ]
+        if extra and level is Level.OK:
+            level, words = Level.WARN, []
+        return bytes([level]), "; ".join(words + extra), values
 
 
 main = main_of(lambda: CameraNode())

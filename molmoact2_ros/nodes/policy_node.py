@@ -85,12 +85,14 @@ class PolicyNode(MolmoNode):
         self._warm_up(self._policy, used)
         opened = self._policy.checkpoint
         trained = TrainedStates(opened.metadata["state_stats"], self._robot, opened.frame)
-        self._inputs = Inputs(used, self.param("camera_timeout_s"), self.param("state_timeout_s"), trained.problem)
+        limits = self.param("camera_timeout_s"), self.param("state_timeout_s")
+        self._inputs = Inputs(used, *limits, trained.problem, self.param("max_skew_s"))
         self._chunks = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
         self._codes = self.output(Image, "policy/depth_codes", NEWEST)
         self._updated = self.output(Image, "policy/depth_updated", NEWEST)
         for name in used:
             self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
+            self.listen(DiagnosticStatus, f"cameras/{name}/state", partial(self._on_camera_state, name), LATCHED)
         self.listen(JointState, "joint_states", self._on_joints, SENSOR)
         self.hear(String, "task", self._on_task)
         self.every(0.1, self._watch, inactive=True)
@@ -147,6 +149,13 @@ class PolicyNode(MolmoNode):
             if self._inputs is not None:
                 self._inputs.on_image(name, image, nanoseconds(message.header.stamp), self.now_ns())
                 self._changed.notify_all()
+
+    def _on_camera_state(self, name: str, message: DiagnosticStatus) -> None:
+        silent = any(value.key == "kind" and value.value == "silent" for value in message.values)
+        with self._changed:
+            if self._inputs is not None:  # silence is noticed here too; what else is wrong only the camera's node knows
+                wrong = message.level == DiagnosticStatus.ERROR and not silent
+                self._inputs.on_camera_state(name, message.message if wrong else "")
 
     def _on_joints(self, message: JointState) -> None:
         try:

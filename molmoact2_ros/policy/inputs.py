@@ -43,11 +43,15 @@ class Inputs:
         camera_timeout_s: float,
         joints_timeout_s: float,
         where_to_begin: Callable[[NDArray[np.float64]], str] = lambda joints: "",
+        max_skew_s: float = 0.0,
     ) -> None:
         """`where_to_begin` says why an epoch must not begin at joint positions (dof,), or nothing.
 
-        Once it has begun, the policy may go where it likes.
+        Once it has begun, the policy may go where it likes. Frames whose stamps are further apart than `max_skew_s`
+        make no observation; 0 takes any.
         """
+        self._max_skew_ns = round(max_skew_s * 1e9)
+        self._reasons: dict[str, str] = {}
         self._cameras = tuple(cameras)
         self._where_to_begin, self._begun = where_to_begin, False
         self._limits = {name: camera_timeout_s for name in cameras} | {"": joints_timeout_s}
@@ -67,6 +71,10 @@ class Inputs:
     def on_image(self, camera: str, image: NDArray[np.uint8], stamp_ns: int, now_ns: int) -> None:
         """Take a frame (height, width, 3), captured at `stamp_ns`."""
         self._take(camera, image, stamp_ns, now_ns)
+
+    def on_camera_state(self, camera: str, reason: str) -> None:
+        """Take what the camera's own node says is wrong with it, named when no frame comes; empty for nothing."""
+        self._reasons[camera] = reason.removeprefix(f"camera {camera!r}: ")
 
     def on_joints(self, joints: NDArray[np.float64], stamp_ns: int, now_ns: int) -> None:
         """Take measured positions (dof,), rad, ROS order."""
@@ -93,6 +101,9 @@ class Inputs:
             found = self._stale(name, now_ns)
             if found is not None:
                 return found
+        skew = self._skew()
+        if skew is not None:
+            return skew
         if not self._task:
             return self._task_problem
         far = "" if self._begun else self._where_to_begin(self._samples[""].value)
@@ -132,15 +143,35 @@ class Inputs:
             if stamp_ns < self._used.get(name, 0):
                 self._used.pop(name)
 
+    def _skew(self) -> Problem | None:
+        """What is wrong with the next frames when they lie too far apart.
+
+        Judged only when every frame is new: before, the one that lags may be the one that is still to come.
+        """
+        frames = {name: self._samples[name].stamp_ns for name in self._cameras}
+        if not frames or any(stamp <= self._used.get(name, 0) for name, stamp in frames.items()):
+            return None
+        late, early = min(frames, key=frames.__getitem__), max(frames, key=frames.__getitem__)
+        skew_ns = frames[early] - frames[late]
+        if not 0 < self._max_skew_ns < skew_ns:
+            return None
+        return Problem(
+            "camera skew",
+            f"camera {late!r} is {skew_ns / 1e9:.2f} s behind camera {early!r} (limit max_skew_s "
+            f"{self._max_skew_ns / 1e9:.2f} s); is its rate or its transport too slow, or its clock apart?",
+        )
+
     def _stale(self, name: str, now_ns: int) -> Problem | None:
         what, unit = (f"camera {name!r}", "frame") if name else ("joint states", "message")
         kind, limit = name or "joint_states", self._limits[name]
         sample = self._samples.get(name)
+        reason = self._reasons.get(name, "")
         if sample is None:
-            return Problem(kind + " absent", f"{what}: no {unit} yet; is its node running?", waiting=True)
+            ask = reason or "is its node running?"
+            return Problem(kind + " absent", f"{what}: no {unit} yet; {ask}", waiting=True)
         silence, age = (now_ns - sample.arrival_ns) / 1e9, (now_ns - sample.stamp_ns) / 1e9
         if silence > limit:
-            ask = "is the cable in?" if name else "is the driver running?"
+            ask = reason or ("is the cable in?" if name else "is the driver running?")
             return Problem(kind + " silent", f"{what}: no {unit} for {silence:.2f} s (limit {limit:.2f} s); {ask}")
         if age > limit:
             return Problem(

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from policy_cell import START_S, Cell, arguments, settled
+from rclpy.duration import Duration
 from ros_process import Companion, NodeProcess, wait_until
 from small_checkpoints import ROBOT, make_checkpoint
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
-from molmoact2_ros.nodes.ros.node_base import RELIABLE
+from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,27 @@ def test_silent_camera_stops_publishing_and_is_named(running: tuple[NodeProcess,
         cell.silent.clear()
     settled(cell, "chunks after the camera's return")
     wait_until(lambda: cell.status["level"] == b"\x00", lambda: str(cell.status))
+
+
+def test_a_camera_that_its_node_found_frozen_stops_publishing_with_that_reason(
+    running: tuple[NodeProcess, Cell], checkpoint: Path
+) -> None:
+    process, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks before")
+    state = cell.node.create_publisher(DiagnosticStatus, "cameras/wrist/state", LATCHED)
+    words = "camera 'wrist': frozen, the image has not changed for 1.2 s (limit 1.0 s)"
+    state.publish(DiagnosticStatus(level=DiagnosticStatus.ERROR, message=words))
+    wait_until(state.get_subscription_count, "the policy listens")
+    assert state.wait_for_all_acked(Duration(seconds=10.0))
+    cell.silent.add("wrist")
+    try:
+        told = "publishing stops: camera 'wrist': no frame for"
+        wait_until(lambda: any(told in line and "frozen" in line for line in process.output.splitlines()), "the reason")
+    finally:
+        cell.silent.clear()
+        cell.node.destroy_publisher(state)
+    settled(cell, "chunks after the camera's return")
 
 
 def test_empty_task_stops_publishing(running: tuple[NodeProcess, Cell]) -> None:

@@ -1,19 +1,23 @@
 """Cameras: the newest frame only, honest stamps, faults in words, and a camera that comes back is read again."""
 
 import queue
+import re
 import threading
 import time
 import uuid
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from molmoact2_ros.bringup.specs import fastdds_profile
 from molmoact2_ros.cameras.frame_link import FrameWriter
-from molmoact2_ros.cameras.health import CameraHealth, Limits, twins
+from molmoact2_ros.cameras.health import BLACK, DOUBLED, FROZEN, CameraHealth, Limits, TwinWatch, twins
 from molmoact2_ros.cameras.opening import open_source
-from molmoact2_ros.cameras.source import CameraError, CameraSettings, Frame
+from molmoact2_ros.cameras.shared_memory import profile_bytes, segment_bytes, shortage, write_profile
+from molmoact2_ros.cameras.source import BadImageError, CameraError, CameraSettings, Frame
 from molmoact2_ros.cameras.stream import CameraStream
-from molmoact2_ros.cameras.video import FileSource, NewestFrame, fix_exposure
+from molmoact2_ros.cameras.video import FileSource, NewestFrame, V4l2Capture, fix_exposure
 from molmoact2_ros.diagnostics import Level
 
 SECOND = 1_000_000_000
@@ -85,14 +89,68 @@ def test_a_clock_that_was_set_back_is_reported_once_and_then_followed():
     assert health.admit(Frame(picture(), now + 1), now + 1) == ""
 
 
-def test_black_and_frozen_pictures_are_published_but_reported():
-    black = CameraHealth("front", LIMITS)
-    noise = iter(range(100))
-    assert "black" in black.report(fed(black, 5, make=lambda: picture(next(noise) % 2))).message
-    frozen = CameraHealth("front", LIMITS)
-    report = frozen.report(fed(frozen, 20, make=lambda: picture(90)))
-    assert report.level is Level.ERROR
-    assert "not changed for 1.9 s" in report.message
+def shown(health: CameraHealth, start: int, count: int, make) -> list[str]:
+    """What `count` images, ten a second from number `start` on, are refused for."""
+    refusals = []
+    for index in range(start, start + count):
+        now = SECOND + index * SECOND // 10
+        refusals.append(health.admit(Frame(make(), now), now + 1_000_000))
+    return refusals
+
+
+def test_a_frozen_picture_is_not_published_beyond_its_limit_and_is_again_once_it_moves():
+    health = CameraHealth("front", LIMITS)
+    refusals = shown(health, 0, 20, lambda: picture(90))
+    assert refusals[:11] == [""] * 11, "within the limit of 1 s it may be a scene at rest"
+    assert all("frozen, the image has not changed for 1." in refusal for refusal in refusals[11:])
+    report = health.report(SECOND + 2 * SECOND)
+    assert (report.level, report.kind, report.refused) == (Level.ERROR, FROZEN, 9)
+    assert "frozen, the image has not changed for 1.9 s (limit 1.0 s)" in report.message
+    assert shown(health, 20, 3, picture) == [""] * 3
+    assert health.report(SECOND + 22 * SECOND // 10).level is Level.OK
+
+
+def test_a_black_picture_is_a_warning_and_beyond_its_limit_not_published():
+    health = CameraHealth("front", LIMITS)
+    noise = iter(range(1000))
+    refusals = shown(health, 0, 5, lambda: picture(next(noise) % 2))
+    report = health.report(SECOND + SECOND // 2)
+    assert refusals == [""] * 5 and report.level is Level.WARN and "is black" in report.message
+    refusals = shown(health, 5, 10, lambda: picture(next(noise) % 2))
+    assert "black for 1.1 s" in refusals[6] and not refusals[5]
+    assert health.report(SECOND + 14 * SECOND // 10).kind == BLACK
+    assert shown(health, 15, 1, picture) == [""]
+
+
+def test_checks_that_are_switched_off_let_everything_pass():
+    health = CameraHealth("front", Limits(10.0, 32, 24, frozen_s=float("inf"), black_s=float("inf")))
+    assert shown(health, 0, 100, lambda: picture(0)) == [""] * 100
+
+
+def test_a_doubled_camera_is_not_published_until_it_is_one_of_its_own():
+    watch, scene = TwinWatch(1.0), RANDOM.integers(0, 255, (24, 32, 3), np.uint8)
+    alike = {"front": scene, "wrist": scene, "top": picture()}
+    assert watch.look(alike, 0) == {"front": "", "wrist": "", "top": ""}, "one likeness is none"
+    assert watch.look(alike, SECOND) == {"front": "", "wrist": "", "top": ""}
+    found = watch.look(alike, SECOND + 1)
+    assert found == {"front": "'wrist'", "wrist": "'front'", "top": ""}
+    health = CameraHealth("front", LIMITS)
+    assert shown(health, 0, 1, picture) == [""]
+    health.doubled_by(found["front"])
+    assert "shows the same image as 'wrist'; is one source named twice?" in shown(health, 1, 1, picture)[0]
+    assert health.report(SECOND + SECOND // 10).kind == DOUBLED
+    apart = {**alike, "wrist": picture()}
+    assert not any(watch.look(apart, SECOND + 2).values())
+    assert not any(watch.look(alike, SECOND + 3).values()), "the time counts anew"
+    health.doubled_by("")
+    assert shown(health, 2, 1, picture) == [""]
+
+
+def test_a_stamp_from_the_future_is_refused():
+    health = CameraHealth("front", LIMITS)
+    now = fed(health, 3)
+    assert "0.30 s in the future" in health.admit(Frame(picture(), now + 300_000_000), now)
+    assert health.admit(Frame(picture(), now + 50_000_000), now) == ""
 
 
 def test_one_camera_under_two_names_is_noticed_and_alike_dark_rooms_are_not():
@@ -126,15 +184,15 @@ def test_exposure_and_white_balance_are_fixed_where_asked_for_and_else_the_camer
     import cv2
 
     capture = Capture(takes=True)
-    fix_exposure(capture, "/dev/video0", CameraSettings(32, 24, 30.0, exposure=157.0, white_balance=4600.0))
+    fix_exposure(capture, "/dev/video0", CameraSettings(32, 24, 30.0, exposure_us=15700.0, white_balance_k=4600.0))
     assert capture.values[cv2.CAP_PROP_AUTO_EXPOSURE] == 1 and capture.values[cv2.CAP_PROP_EXPOSURE] == 157.0
     assert capture.values[cv2.CAP_PROP_AUTO_WB] == 0 and capture.values[cv2.CAP_PROP_WB_TEMPERATURE] == 4600.0
     capture = Capture(takes=True)
     fix_exposure(capture, "/dev/video0", SETTINGS)
     assert capture.values == {cv2.CAP_PROP_AUTO_EXPOSURE: 3, cv2.CAP_PROP_AUTO_WB: 1}
     capture = Capture(takes=False)
-    with pytest.raises(CameraError, match="does not take exposure 157"):
-        fix_exposure(capture, "/dev/video0", CameraSettings(32, 24, 30.0, exposure=157.0))
+    with pytest.raises(CameraError, match="does not take exposure 15700 us"):
+        fix_exposure(capture, "/dev/video0", CameraSettings(32, 24, 30.0, exposure_us=15700.0))
     assert capture.released
 
 
@@ -190,6 +248,8 @@ def test_a_video_file_plays_in_rgb_and_starts_over(tmp_path):
         ("usb:0", "kind 'usb' is unknown"),
         ("file:/no/such.mp4", "no video file"),
         ("v4l2:/dev/no-such-video", "is the cable in"),
+        ("v4l2:/dev/" + 300 * "x", "cannot be looked at: .*name too long"),
+        ("file:/tmp/" + 300 * "x", "cannot be looked at: .*name too long"),
         ("sim:molmoact2_no_such_link", "is the sim node up"),
         ("realsense:123456", r"no RealSense with serial '123456'; is the cable in\? plugged in: none"),
         ("realsense:/no/such.db3", "no recording"),
@@ -219,3 +279,162 @@ def test_a_stream_waits_for_its_camera_and_reopens_it_when_it_goes_silent():
         del writer
     finally:
         stream.close()
+
+
+class Broken:
+    """A source whose driver raises where it is told to, until it is mended; then it gives one image after another."""
+
+    def __init__(self, where: str, error: Exception) -> None:
+        self.where, self.error, self.opened, self.closed = where, error, 0, 0
+
+    def open(self):
+        self.opened += 1
+        self._raise("open")
+        return self
+
+    def read(self, timeout_s: float) -> Frame | None:
+        self._raise("read")
+        if self.where == "close" and self.opened == 1:
+            return None  # silent, so that it is closed and opened anew
+        time.sleep(0.005)
+        return Frame(picture(), time.time_ns())
+
+    def close(self) -> None:
+        self.closed += 1
+        self._raise("close")
+
+    def _raise(self, where: str) -> None:
+        if self.where == where:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "told"),
+    [
+        ("open", RuntimeError("failed to set power state"), "RuntimeError: failed to set power state"),
+        ("open", ValueError('out of range value for argument "value"'), "out of range value"),
+        ("open", PermissionError(13, "Permission denied", "/dev/v4l"), "PermissionError: .*Permission denied"),
+        ("open", KeyError("exposure"), "KeyError: 'exposure'"),
+        ("read", RuntimeError("Frame didn't arrive within 5000"), "reading failed: RuntimeError: Frame didn't arrive"),
+        ("close", RuntimeError("stop() cannot be called before start()"), "closing failed: RuntimeError: stop"),
+    ],
+)
+def test_whatever_a_driver_raises_the_camera_is_told_to_be_not_open_and_tried_again(where, error, told):
+    source, got = Broken(where, error), []
+    limits = Limits(rate_hz=30.0, width=32, height=24, age_s=5.0)
+    stream = CameraStream("front", source.open, limits, got.append, retry_s=0.05)
+    try:
+        assert eventually(lambda: re.search(told, stream.report().message)), stream.report()
+        assert stream.report().kind == "not open"
+        assert eventually(lambda: source.opened >= 3 or where == "close"), "it is tried again"
+        source.where = "mended"
+        before = len(got)
+        assert eventually(lambda: len(got) > before + 3)
+        assert stream.report().level is Level.OK
+    finally:
+        stream.close()
+
+
+def test_a_malformed_image_costs_one_image_and_is_told():
+    class Topic:
+        count = 0
+
+        def read(self, timeout_s: float) -> Frame | None:
+            self.count += 1
+            if self.count > 114:
+                time.sleep(timeout_s)
+                return None
+            if self.count % 20 == 0:
+                raise BadImageError("4 rows of 18 bytes do not fit 70 bytes")
+            return Frame(picture(), time.time_ns())
+
+        def close(self) -> None:
+            pass
+
+    got: list[Frame] = []
+    limits = Limits(rate_hz=30.0, width=32, height=24, age_s=60.0)
+    topic = Topic()
+    stream = CameraStream("front", lambda: topic, limits, got.append, retry_s=0.5)
+    try:
+        assert eventually(lambda: len(got) == 109)
+        assert stream.openings == 1 and stream.report().refused >= 5
+    finally:
+        stream.close()
+
+
+def test_an_error_in_the_taking_thread_is_told_by_the_reader():
+    def grab():
+        raise RuntimeError("VIDIOC_DQBUF: no such device")
+
+    newest = NewestFrame(grab, time.time_ns)
+    with pytest.raises(CameraError, match="VIDIOC_DQBUF"):
+        newest.read(5.0)
+    newest.close()
+
+
+class Device:
+    """A V4L2 capture: images that the driver stamped at `stamps_ms` on the steady clock."""
+
+    def __init__(self, stamps_ms: list[float]) -> None:
+        self.stamps, self.stamp = stamps_ms, 0.0
+
+    def grab(self) -> bool:
+        self.stamp = self.stamps.pop(0)
+        return True
+
+    def get(self, key) -> float:
+        return self.stamp
+
+    def retrieve(self):
+        return True, picture()
+
+
+def test_v4l2_images_bear_the_drivers_stamps_so_that_a_stall_does_not_make_them_young():
+    ms = 1_000_000
+    steady = iter([1010 * ms, 1250 * ms, 1300 * ms, 1400 * ms])
+    images = V4l2Capture(Device([1000.0, 1033.0, 0.0, 9e9]), lambda: 50_000 * ms, lambda: next(steady))
+    stamps = []
+    for _ in range(4):
+        assert images.grab() is not None
+        stamps.append(50_000 - images.captured_ns() // ms)
+    # 10 ms on its way; 217 ms in a stall; a driver that gives no stamp, and one whose stamp is of another clock.
+    assert stamps == [10, 217, 0, 0]
+
+
+def test_a_file_that_cannot_be_rewound_plays_over_and_over(tmp_path):
+    import cv2
+
+    still = tmp_path / "still.png"
+    cv2.imwrite(str(still), np.full((24, 32, 3), (0, 0, 200), np.uint8))
+    raw = tmp_path / "raw.mjpeg"  # a bare stream without an index
+    frames = [cv2.imencode(".jpg", np.full((24, 32, 3), grey, np.uint8))[1].tobytes() for grey in (40, 120, 200)]
+    raw.write_bytes(b"".join(frames))
+    for path, levels in ((still, [200] * 8), (raw, [40, 120, 200] * 3)):
+        turn = threading.Semaphore(0)
+        source = FileSource(str(path), 30.0, wait=lambda _, turn=turn: turn.acquire())
+        seen = []
+        for _ in levels:
+            turn.release()
+            frame = source.read(5.0)
+            assert frame is not None, (path.name, seen)
+            seen.append(int(frame.rgb[12, 16, 0]))
+        turn.release(10)
+        source.close()
+        assert np.allclose(seen, levels, atol=6), (path.name, seen)
+
+
+def test_shared_memory_is_sized_from_the_cameras_and_what_does_not_fit_is_said(tmp_path):
+    shipped = fastdds_profile()
+    three = [CameraSettings(640, 480, 30.0)] * 3
+    uhd = [CameraSettings(3840, 2160, 15.0), CameraSettings(1280, 720, 30.0, depth=True)]
+    assert segment_bytes(three) == profile_bytes(str(shipped)) == 16 * 2**20
+    assert segment_bytes(uhd) > 6 * 3840 * 2160 * 3
+    assert shortage(three, str(shipped), 2**40) == ""
+    assert "Fast DDS alone gives 0.5 MB" in shortage(three, "", 2**40)
+    told = shortage(uhd, str(shipped), 2**40)
+    assert f"set <segment_size> to {segment_bytes(uhd)}" in told and "gives 16 MB" in told
+    written = write_profile(shipped, uhd, tmp_path)
+    assert profile_bytes(str(written)) == segment_bytes(uhd)
+    assert shortage(uhd, str(written), 2**40) == ""
+    assert "/dev/shm has 64 MB free" in shortage(uhd, str(written), 64 * 2**20)
+    ElementTree.parse(written)

@@ -152,3 +152,44 @@ def test_an_epoch_begins_near_the_training_only_and_then_goes_where_it_likes() -
     assert look(2.0, 3_000_000) is not None, "a motion under way is not stopped"
     inputs.on_task("and another one", 4_000_000)
     assert look(2.0, 5_000_000) is None
+
+
+def test_a_silent_camera_is_told_with_the_reason_of_its_own_node() -> None:
+    inputs = filled()
+    inputs.on_camera_state("wrist", "camera 'wrist': frozen, the image has not changed for 1.2 s (limit 1.0 s)")
+    refresh(inputs, 1010 * MS)
+    assert inputs.problem(1010 * MS) is None, "as long as images come they are taken"
+    refresh(inputs, 1620 * MS, "front", "joints")
+    told = (
+        "camera 'wrist': no frame for 0.61 s (limit 0.50 s); frozen, the image has not changed for 1.2 s (limit 1.0 s)"
+    )
+    assert message(inputs, 1620 * MS) == told
+    inputs.on_camera_state("wrist", "")
+    assert "is the cable in?" in message(inputs, 1620 * MS)
+    fresh = Inputs(("front",), 0.5, 0.25)
+    fresh.on_camera_state("front", "camera 'front': no camera at /dev/video9; is the cable in?")
+    assert message(fresh, 0) == "camera 'front': no frame yet; no camera at /dev/video9; is the cable in?"
+
+
+def test_frames_too_far_apart_make_no_observation_and_are_named() -> None:
+    inputs = Inputs(("front", "wrist"), 0.5, 0.25, max_skew_s=0.2)
+    assert inputs.on_task("pick up the red cube", 0)
+    inputs.on_image("wrist", IMAGE, 700 * MS, 1000 * MS)
+    refresh(inputs, 1000 * MS, "front", "joints")
+    assert inputs.observation(1000 * MS) is None
+    assert message(inputs, 1000 * MS).startswith(
+        "camera 'wrist' is 0.30 s behind camera 'front' (limit max_skew_s 0.20 s)"
+    )
+    inputs.on_image("wrist", IMAGE, 810 * MS, 1010 * MS)
+    assert inputs.observation(1010 * MS) is not None
+    # One camera pauses: silence is what is judged, since its next frame may be as new as the others'.
+    for now in range(1040, 1340, 30):
+        refresh(inputs, now * MS, "front", "joints")
+        assert inputs.problem(now * MS) is None
+    refresh(inputs, 1340 * MS)
+    assert inputs.observation(1340 * MS) is not None
+    lax = Inputs(("front", "wrist"), 0.5, 0.25)
+    lax.on_task("pick up the red cube", 0)
+    lax.on_image("wrist", IMAGE, 700 * MS, 1000 * MS)
+    refresh(lax, 1000 * MS, "front", "joints")
+    assert lax.observation(1000 * MS) is not None

@@ -10,8 +10,8 @@ import pytest
 
 from molmoact2_ros.cameras.clock_map import ClockMap
 from molmoact2_ros.cameras.opening import open_source
-from molmoact2_ros.cameras.realsense import RealSenseSource, _package
-from molmoact2_ros.cameras.source import CameraSettings
+from molmoact2_ros.cameras.realsense import RealSenseSource, _package, fix_exposure
+from molmoact2_ros.cameras.source import CameraError, CameraSettings
 
 pytestmark = pytest.mark.realtime
 WIDTH, HEIGHT, FRAMES, PERIOD_MS = 64, 48, 20, 33.3
@@ -125,3 +125,134 @@ def test_a_device_clock_that_starts_anew_is_followed():
     assert clocks.stamp_ns(1_000 * MS, 50_000 * MS) == 50_000 * MS
     assert clocks.stamp_ns(1_033 * MS, 50_034 * MS) == 50_033 * MS
     assert clocks.stamp_ns(10 * MS, 52_000 * MS) == 52_000 * MS
+
+
+def test_a_stall_on_the_way_does_not_make_images_young():
+    """Images wait 200 ms in a busy bus and then come at once: each keeps the moment of its capture."""
+    clocks = ClockMap()
+    errors = []
+    for number in range(60):
+        captured = number * 33 * MS
+        arrival = captured + 5 * MS
+        if 30 <= number < 36:
+            arrival = 36 * 33 * MS + 5 * MS
+        errors.append(clocks.stamp_ns(captured + 7 * MS, arrival) - (captured + 5 * MS))
+    assert max(map(abs, errors)) < MS
+
+
+def test_a_device_clock_that_loses_time_is_followed_after_a_while():
+    clocks = ClockMap()
+    errors = []
+    for number in range(120):
+        device = number * 33 * MS
+        arrival = device + (500 * MS if number >= 60 else 0)  # it stood for half a second
+        errors.append(arrival - clocks.stamp_ns(device, arrival))
+    assert max(errors[:60]) == 0 and min(errors[60:85]) == 500 * MS, "it may still be a stall: the images look old"
+    assert max(errors[95:]) == 0
+
+
+class Sensor:
+    """A sensor of a camera, with the ranges that librealsense gives for D400 cameras."""
+
+    def __init__(self, rs, name: str) -> None:
+        self.rs, self.values = rs, {}
+        self.stereo = name == "Stereo Module"
+        self.streams = {"RGB Camera": ["color"], "Stereo Module": ["depth", "infrared"]}[name]
+        option = rs.option
+        self.ranges = {option.exposure: (1, 165000) if self.stereo else (1, 10000), option.enable_auto_exposure: (0, 1)}
+        if "color" in self.streams:
+            self.ranges |= {option.white_balance: (2800, 6500), option.enable_auto_white_balance: (0, 1)}
+
+    def get_stream_profiles(self):
+        return [type("Profile", (), {"stream_type": lambda _, n=n: getattr(self.rs.stream, n)})() for n in self.streams]
+
+    def is_depth_sensor(self) -> bool:
+        return self.stereo
+
+    def is_color_sensor(self) -> bool:
+        return not self.stereo  # as librealsense has it, of a D405 too
+
+    def supports(self, option) -> bool:
+        return option in self.ranges
+
+    def get_option_range(self, option):
+        low, high = self.ranges[option]
+        return type("Range", (), {"min": low, "max": high})()
+
+    def set_option(self, option, value) -> None:
+        low, high = self.ranges[option]
+        if not low <= value <= high:
+            raise RuntimeError('out of range value for argument "value"')
+        self.values[option] = value
+
+
+def device_of(*sensors):
+    return type("Device", (), {"query_sensors": lambda self: list(sensors)})()
+
+
+def test_exposure_is_in_us_on_every_camera_and_set_where_the_colour_comes_from():
+    rs = _package()
+    settings = CameraSettings(WIDTH, HEIGHT, 30.0, exposure_us=15_700.0, white_balance_k=4600.0)
+    colour, stereo = Sensor(rs, "RGB Camera"), Sensor(rs, "Stereo Module")
+    fix_exposure(rs, device_of(stereo, colour), "d435", settings)
+    assert colour.values[rs.option.exposure] == 157, "an RGB sensor counts in 100 us"
+    assert colour.values[rs.option.enable_auto_exposure] == 0 and colour.values[rs.option.white_balance] == 4600
+    assert stereo.values == {}
+
+    d405 = Sensor(rs, "Stereo Module")
+    d405.streams.append("color")
+    fix_exposure(rs, device_of(d405), "d405", CameraSettings(WIDTH, HEIGHT, 30.0, exposure_us=15_700.0))
+    assert d405.values == {rs.option.enable_auto_exposure: 0, rs.option.exposure: 15_700}
+
+
+@pytest.mark.parametrize(
+    ("exposure_us", "white_balance_k", "told"),
+    [
+        (2e6, 0.0, "does not take exposure 2e.06 us; its range is 1 to 165000 us"),
+        (0.0, 4600.0, "has no fixed white balance; set it to 0"),
+    ],
+)
+def test_a_value_that_the_camera_does_not_take_is_refused_with_what_it_takes(exposure_us, white_balance_k, told):
+    rs = _package()
+    d405 = Sensor(rs, "Stereo Module")
+    d405.streams.append("color")
+    settings = CameraSettings(WIDTH, HEIGHT, 30.0, exposure_us=exposure_us, white_balance_k=white_balance_k)
+    with pytest.raises(CameraError, match=told):
+        fix_exposure(rs, device_of(d405), "d405", settings)
+
+
+def test_a_camera_that_cannot_be_prepared_is_let_go(recording: str, monkeypatch: pytest.MonkeyPatch):
+    """Otherwise it stays busy, and no later try can open it."""
+    stopped = []
+    rs = _package()
+
+    class Pipeline:
+        def __init__(self) -> None:
+            self.real = rs.pipeline()
+
+        def start(self, *given):
+            return self.real.start(*given)
+
+        def stop(self) -> None:
+            stopped.append(True)
+            self.real.stop()
+            raise RuntimeError("stop() cannot be called before start()")
+
+    def unprepared(*_: object) -> None:
+        raise RuntimeError("failed to set power state")
+
+    monkeypatch.setattr("molmoact2_ros.cameras.realsense._package", lambda: Wrapped(rs, Pipeline))
+    monkeypatch.setattr(RealSenseSource, "_prepare", unprepared)
+    with pytest.raises(RuntimeError, match="failed to set power"):
+        open_source(f"realsense:{recording}", CameraSettings(WIDTH, HEIGHT, 30.0))
+    assert stopped == [True]
+
+
+class Wrapped:
+    """The package with another pipeline."""
+
+    def __init__(self, rs, pipeline) -> None:
+        self._rs, self.pipeline = rs, pipeline
+
+    def __getattr__(self, name):
+        return getattr(self._rs, name)

@@ -10,17 +10,16 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from numpy.typing import NDArray
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from molmoact2_ros.cameras.encodings import rgb_of, rgb_of_compressed, rows_of
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.chunk import ChunkMessage, Refusal, most_rows
 
 Array = NDArray[np.float64]
 SECOND_NS = 1_000_000_000
-CHANNELS = {"rgb8": (3, False), "bgr8": (3, True), "rgba8": (4, False), "bgra8": (4, True)}
-"""Channels of a colour encoding, and whether blue comes first."""
 
 # -- times ------------------------------------------------------------------------------------------------------------
 
@@ -65,31 +64,24 @@ def image_message(values: NDArray[Any], encoding: str, header: Header) -> Image:
     return message
 
 
-def rows_of(message: Image, row_bytes: int) -> NDArray[np.uint8]:
-    """The rows (height, row_bytes) of an image's data, without a copy and without padding.
-
-    Raises:
-        ValueError: the size does not fit the data.
-    """
-    height, width, step = message.height, message.width, message.step
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    if height < 1 or width < 1 or step < row_bytes or data.size != height * step:
-        raise ValueError(f"{width} x {height} pixels at {step} bytes a row do not fit {data.size} bytes of data")
-    return data.reshape(height, step)[:, :row_bytes]
-
-
 def rgb_from_image(message: Image) -> NDArray[np.uint8]:
-    """The image (height, width, 3) of a colour message; without a copy where it is rgb8.
+    """The image (height, width, 3), RGB, of a message in any of `cameras.encodings.ENCODINGS`; see there.
 
     Raises:
         ValueError: another encoding, or a size that does not fit the data.
     """
-    if message.encoding not in CHANNELS:
-        known = ", ".join(CHANNELS)
-        raise ValueError(f"encoding is {message.encoding!r}, expected one of {known}; set it in the camera's driver")
-    channels, reverse = CHANNELS[message.encoding]
-    pixels = rows_of(message, channels * message.width).reshape(message.height, message.width, channels)[..., :3]
-    return pixels[..., ::-1] if reverse else pixels
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    size = int(message.height), int(message.width), int(message.step)
+    return rgb_of(data, message.encoding, *size, bool(message.is_bigendian))
+
+
+def rgb_from_compressed(message: CompressedImage) -> NDArray[np.uint8]:
+    """The image (height, width, 3), RGB, of a JPEG or PNG message.
+
+    Raises:
+        ValueError: a depth image, or data that cannot be decoded.
+    """
+    return rgb_of_compressed(np.frombuffer(message.data, dtype=np.uint8), message.format)
 
 
 def grid_from_image(message: Image) -> NDArray[np.uint8]:
@@ -100,7 +92,7 @@ def grid_from_image(message: Image) -> NDArray[np.uint8]:
     """
     if message.encoding != "mono8" or message.height != message.width or message.height == 0:
         raise ValueError(f"expected a square mono8 grid, got {message.width} x {message.height} {message.encoding!r}")
-    return rows_of(message, message.width)
+    return rows_of(np.frombuffer(message.data, dtype=np.uint8), message.height, message.width, message.step)
 
 
 # -- chunks -----------------------------------------------------------------------------------------------------------

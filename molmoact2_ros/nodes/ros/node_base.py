@@ -16,6 +16,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -31,6 +32,9 @@ NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 """Action chunks and depth codes: delivered, and only the last one counts."""
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Task, e-stop, executor state: a late joiner gets the last one."""
+
+NO_CLOCK_S = 3.0
+"""How long a node with use_sim_time waits for /clock before it says so; discovery alone takes up to 2.2 s."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ class MolmoNode(LifecycleNode):
         for parameter in (*COMMON, *self.PARAMETERS):
             self.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
-        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics)
+        # On a steady clock: with use_sim_time and nobody on /clock the node's own stands, and so do its timers.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
+        self._born_ns = self._steady.now().nanoseconds
+        self._clock_problem = ""
         self._work_timers: list[Timer] = []
         self._owned: list[Callable[[], object]] = []
         self.active = False
@@ -251,8 +259,29 @@ class MolmoNode(LifecycleNode):
             self.active = False
             self.stop()
 
+    def every_wall(self, period_s: float, action: Callable[[], None]) -> None:
+        """Call `action` every `period_s` seconds of this machine's own time as long as the node lives."""
+        self.create_timer(period_s, action, clock=self._steady)
+
+    def _watch_clock(self) -> None:
+        """Say once that the clock which this node was told to follow does not come."""
+        waits = bool(self.param("use_sim_time")) and self.now_ns() == 0
+        waited_s = (self._steady.now().nanoseconds - self._born_ns) * 1e-9
+        if waits and waited_s > NO_CLOCK_S and not self._clock_problem:
+            self._clock_problem = (
+                f"use_sim_time is set, but nothing came on /clock for {waited_s:.0f} s: time stands still here; start "
+                "the simulator that publishes it, or set use_sim_time to false"
+            )
+            self.get_logger().error(self._clock_problem)
+        elif not waits and self._clock_problem:
+            self._clock_problem = ""
+            self.get_logger().info("/clock has come")
+
     def _publish_diagnostics(self) -> None:
+        self._watch_clock()
         level, message, values = self.diagnose()
+        if self._clock_problem:
+            level, message = DiagnosticStatus.ERROR, self._clock_problem
         status = DiagnosticStatus(level=level, name=self.get_fully_qualified_name(), message=message)
         status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         array = DiagnosticArray(status=[status])

@@ -28,6 +28,7 @@ PARAMETERS = (
     Parameter("seed", 0, "Seed of the flow's noise.", 0, 2**31 - 1),
     Parameter("cameras", [""], "The robot's cameras in prompt order; empty: as the checkpoint names them."),
     Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
+    Parameter("max_skew_s", 0.2, "Images whose capture times are further apart are not used, s; 0: any.", 0.0, 10.0),
     Parameter("state_timeout_s", 0.25, "Silence of the joint states after which publishing stops, s.", 0.02, 10.0),
     Parameter("action_mode", "continuous", f"{', '.join(ACTION_MODES)}; discrete: FAST tokens, where trained on them."),
     Parameter("action_tokenizer", "", "FAST tokenizer: directory or Hugging Face id; empty: the checkpoint's own."),
