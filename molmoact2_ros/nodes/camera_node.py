@@ -126,7 +126,7 @@ class CameraNode(MolmoNode):
             if kind == "topic" and name not in self._topics:  # a subscription stays as long as the node
                 self._topics[name] = TopicSource(self, address)
             self._cameras[name] = Camera(source, limits, settings, info, self._outputs_of(name, settings.depth))
-        self.every(WATCH_S, self._watch, inactive=True)
+        self.every(WATCH_S, self._watch, inactive=True, steady=True)
         self._check_memory()
 
     def _outputs_of(self, name: str, depth: bool) -> Outputs:

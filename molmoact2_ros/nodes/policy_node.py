@@ -21,7 +21,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
-from molmoact2_ros.nodes.ros.node_base import NEWEST, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, inference_options, request_options, rtc_options
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy

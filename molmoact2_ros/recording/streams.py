@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+DIAGNOSTICS = "/diagnostics"
+"""Of all robots; of it only what comes from the recorder's own namespace is taken."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -27,11 +30,25 @@ class Stream:
     depth: int = 20
 
 
-def streams_of(cameras: Sequence[str], raw: bool = True, compressed: bool = False) -> tuple[Stream, ...]:
-    """Streams of a robot with these `cameras`.
+def stream_named(text: str) -> Stream:
+    """The stream that a text such as `force:geometry_msgs/msg/WrenchStamped` names.
 
     Raises:
-        ValueError: no image stream is chosen although there are cameras.
+        ValueError: the text is of another form.
+    """
+    topic, _, msgtype = text.rpartition(":")
+    if not topic or len(msgtype.split("/")) != 3 or msgtype.split("/")[1] != "msg":
+        raise ValueError(f"topics: {text!r} must be like force:geometry_msgs/msg/WrenchStamped")
+    return Stream(topic, msgtype, reliable=False, depth=100)
+
+
+def streams_of(
+    cameras: Sequence[str], raw: bool = True, compressed: bool = False, depth: bool = False, more: Sequence[str] = ()
+) -> tuple[Stream, ...]:
+    """Streams of a robot with these `cameras`, with their `depth` images, and those that `more` names.
+
+    Raises:
+        ValueError: no image stream is chosen although there are cameras, or a text in `more` names none.
     """
     if cameras and not (raw or compressed):
         raise ValueError("a recording needs raw or compressed images of its cameras; choose at least one")
@@ -43,20 +60,30 @@ def streams_of(cameras: Sequence[str], raw: bool = True, compressed: bool = Fals
             out.append(
                 Stream(f"cameras/{camera}/image_raw/compressed", "sensor_msgs/msg/CompressedImage", reliable=False)
             )
+        if depth:
+            out.append(Stream(f"cameras/{camera}/depth/image_raw", "sensor_msgs/msg/Image", reliable=False))
         out.append(Stream(f"cameras/{camera}/camera_info", "sensor_msgs/msg/CameraInfo", reliable=False))
+        out.append(Stream(f"cameras/{camera}/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True))
     return (
         *out,
         Stream("joint_states", "sensor_msgs/msg/JointState", reliable=False, depth=100),
         Stream("task", "std_msgs/msg/String", latched=True),
+        Stream("policy/task", "std_msgs/msg/String", latched=True),
         Stream("policy/action_chunk", "trajectory_msgs/msg/JointTrajectory"),
         Stream("policy/depth_codes", "sensor_msgs/msg/Image"),
         Stream("policy/depth_updated", "sensor_msgs/msg/Image"),
         Stream("executor/command", "sensor_msgs/msg/JointState", reliable=False, depth=100),
         Stream("executor/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
+        Stream("driver/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
+        Stream("driver/acknowledgement", "sensor_msgs/msg/JointState", reliable=False, depth=100),
         Stream("e_stop", "std_msgs/msg/Bool", latched=True),
         Stream("controller/commands", "std_msgs/msg/Float64MultiArray", depth=100),
         Stream("sim/episode", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
         Stream("sim/object_pose", "geometry_msgs/msg/PoseStamped", reliable=False, depth=100),
+        Stream("tf", "tf2_msgs/msg/TFMessage", depth=100),
+        Stream("tf_static", "tf2_msgs/msg/TFMessage", latched=True),
+        Stream(DIAGNOSTICS, "diagnostic_msgs/msg/DiagnosticArray"),
+        *(stream_named(text) for text in more if text),
     )
 
 
@@ -69,15 +96,15 @@ class Arrival(Enum):
 
 
 class DuplicateFilter:
-    """Tells apart the messages of topics that two subscriptions listen to.
+    """Tells apart the messages of topics that several subscriptions listen to.
 
-    The two are emptied one after the other, so that what one of them kept from before may be taken after something
-    newer that the other one heard: it belongs into the bag, but is not what holds now. What is newer is told by when
+    They are emptied one after the other, so that what one of them kept from before may be taken after something
+    newer that another one heard: it belongs into the bag, but is not what holds now. What is newer is told by when
     it was received here: publishers' clocks differ.
     """
 
     REMEMBERED = 64
-    """Messages of a topic; more than twice what can wait in its two queues."""
+    """Messages of a topic; more than can wait in its three queues."""
     WAITING_NS = 10 * 10**9
     """Nothing waits longer to be taken; a larger step back is a clock that was set."""
 

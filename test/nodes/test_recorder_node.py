@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from ros_process import DEADLINE_S, Companion, NodeProcess, ros_arguments, wait_until
 from rosbags.rosbag2 import Reader
-from sensor_msgs.msg import Image, JointState
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -33,6 +38,11 @@ def running(log: Path, parameters: dict[str, object]) -> NodeProcess:
 def robot() -> Iterator[Companion]:
     with Companion() as one:
         yield one
+
+
+def episode_status(number: int, message: str) -> DiagnosticStatus:
+    """What the cell says of its episode."""
+    return DiagnosticStatus(name="episode", message=message, values=[KeyValue(key="episode", value=str(number))])
 
 
 class Publishers:
@@ -70,8 +80,7 @@ class Publishers:
     def say_episode(self, number: int, message: str) -> None:
         """Only the last message of a latched topic is kept: a reader that does not know this publisher yet, though it
         is counted here already, would never hear the one before."""
-        values = [KeyValue(key="episode", value=str(number))]
-        self.episode.publish(DiagnosticStatus(name="episode", message=message, values=values))
+        self.episode.publish(episode_status(number, message))
         assert self.episode.wait_for_all_acked(Duration(seconds=DEADLINE_S)), f"{message!r} is not acknowledged"
 
 
@@ -153,7 +162,7 @@ def test_follows_episodes_and_survives_sigterm(robot: Companion, tmp_path: Path)
             wait_until(metadata[number - 1].exists, lambda number=number: f"bag {number}, finished: {node.output}")
             assert custom_data(metadata[number - 1].parent)["outcome"] == ending
         out.say_episode(3, "running")
-        wait_until(metadata[2].parent.exists, "the third bag is open")
+        wait_until((metadata[2].parent / "episode_0003.mcap").exists, "the third bag is open")
         mcap = metadata[2].parent / "episode_0003.mcap"
         wait_until(lambda: mcap.stat().st_size > 5_000, "a chunk is on disk", meanwhile=out.tick)
         assert node.interrupt(signal.SIGTERM) == 0, node.output
@@ -175,3 +184,145 @@ def test_a_killed_recorder_leaves_a_bag_that_can_be_recovered(robot: Companion, 
     assert set(found["/so101/joint_states"]) <= set(out.states)
     with running(tmp_path / "log2", parameters) as node:
         wait_until(lambda: "was left unfinished" in node.output, "the next recorder says so")
+
+
+def test_an_episode_in_which_nothing_arrived_is_no_success(robot: Companion, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path / "bags"), "cameras": ["front"]}
+    with running(tmp_path / "log", parameters) as node:
+        started = robot.call(Trigger, "recorder/start", Trigger.Request(), 30.0)
+        assert started.success, started.message
+        stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
+        assert not stopped.success and "no message arrived" in stopped.message
+        assert list((tmp_path / "bags").iterdir()) == []
+        assert node.interrupt() == 0, node.output
+
+
+def test_a_removed_folder_is_told_at_once_and_by_the_stop(robot: Companion, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path / "bags"), "cameras": ["front"]}
+    with running(tmp_path / "log", parameters) as node:
+        heard = robot.listen(DiagnosticArray, "/diagnostics", RELIABLE)
+        out = Publishers(robot)
+        wait_until(out.matched, "the recorder subscribes", 30.0)
+        robot.call(Trigger, "recorder/start", Trigger.Request())
+        wait_until(lambda: out.count >= 5, "ticks", meanwhile=out.tick)
+        shutil.rmtree(tmp_path / "bags")
+
+        def status() -> str:
+            mine = [s for array in heard for s in array.status if s.name.endswith("recorder")]
+            return mine[-1].message if mine and mine[-1].level == DiagnosticStatus.ERROR else ""
+
+        wait_until(lambda: "was removed" in status(), lambda: f"an error in diagnostics; {node.output}", 20.0, out.tick)
+        stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
+        assert not stopped.success and "was removed" in stopped.message
+        robot.call(Trigger, "recorder/start", Trigger.Request())
+        before = out.count
+        wait_until(lambda: out.count >= before + 5, "ticks", meanwhile=out.tick)
+        again = robot.call(Trigger, "recorder/stop", Trigger.Request())
+        assert again.success and bag_of(Path(again.message))["/so101/joint_states"]
+
+
+def test_a_recorder_that_is_configured_anew_knows_task_and_stop_again(robot: Companion, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
+    with running(tmp_path / "log", parameters) as node:
+        out = Publishers(robot)
+        stops = robot.node.create_publisher(Bool, "e_stop", LATCHED)
+        wait_until(out.matched, "the recorder subscribes", 30.0)
+        out.task.publish(String(data="pick up the red cube"))
+        stops.publish(Bool(data=False))
+        for transition in (
+            Transition.TRANSITION_DEACTIVATE,
+            Transition.TRANSITION_CLEANUP,
+            Transition.TRANSITION_CONFIGURE,
+            Transition.TRANSITION_ACTIVATE,
+        ):
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert robot.call(ChangeState, "recorder/change_state", request, 30.0).success, node.output
+        wait_until(out.matched, "the recorder subscribes anew")
+        wait_until(lambda: stops.get_subscription_count() >= 2, "to stops, too")
+        assert out.task.wait_for_all_acked(Duration(seconds=DEADLINE_S))
+        robot.call(Trigger, "recorder/start", Trigger.Request())
+        before = out.count
+        wait_until(lambda: out.count >= before + 5, "ticks", meanwhile=out.tick)
+        bag = Path(robot.call(Trigger, "recorder/stop", Trigger.Request()).message)
+        found = bag_of(bag)
+        assert [deserialize_message(data, String).data for data in found["/so101/task"]] == ["pick up the red cube"]
+        assert len(found["/so101/e_stop"]) == 1 and custom_data(bag)["task"] == "pick up the red cube"
+
+
+def test_what_waits_when_a_stopped_recorder_goes_on_belongs_to_the_episode(robot: Companion, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
+    with running(tmp_path / "log", parameters) as node:
+        out = Publishers(robot)
+        wait_until(out.matched, "the recorder subscribes", 30.0)
+        out.say_episode(1, "running")
+        metadata = tmp_path / "episode_0001" / "metadata.yaml"
+        wait_until(metadata.parent.exists, "the bag is open")
+        before = out.count
+        wait_until(lambda: out.count >= before + 5, "ticks", meanwhile=out.tick)
+        assert node.popen is not None
+        node.popen.send_signal(signal.SIGSTOP)
+        out.episode.publish(episode_status(1, "success"))  # taken before the rest, which is still on its way
+        sent = []
+        for number in range(80):
+            joints = JointState(name=["waits"], position=[float(number)])
+            out.joints.publish(joints)
+            sent.append(float(number))
+        node.popen.send_signal(signal.SIGCONT)
+        wait_until(metadata.exists, lambda: node.output)
+        states = [deserialize_message(data, JointState) for data in bag_of(metadata.parent)["/so101/joint_states"]]
+        waited = [state.position[0] for state in states if state.name == ["waits"]]
+        assert waited == sent, f"{len(waited)} of {len(sent)}"
+
+
+def test_with_a_simulators_clock_a_bag_has_that_clock_alone(robot: Companion, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"], "use_sim_time": True}
+    with running(tmp_path / "log", parameters):
+        out = Publishers(robot)
+        clock = robot.node.create_publisher(Clock, "/clock", RELIABLE)
+        wait_until(out.matched, "the recorder subscribes", 30.0)
+        out.task.publish(String(data="pick up the red cube"))
+        refused = robot.call(Trigger, "recorder/start", Trigger.Request())
+        assert not refused.success and "nothing has come on /clock" in refused.message
+
+        def tick() -> None:
+            clock.publish(Clock(clock=Time(sec=100 + out.count // 20, nanosec=0)))
+            out.tick()
+
+        wait_until(lambda: robot.call(Trigger, "recorder/start", Trigger.Request()).success, "the start", 30.0, tick)
+        before = out.count
+        wait_until(lambda: out.count >= before + 40, "ticks", meanwhile=tick)
+        bag = Path(robot.call(Trigger, "recorder/stop", Trigger.Request()).message)
+        with Reader(bag) as reader:
+            assert reader.start_time >= 100 * 10**9 and reader.duration < 20 * 10**9
+            assert reader.message_count > 40
+
+
+def test_images_that_were_lost_on_their_way_mark_the_episode(robot: Companion, tmp_path: Path) -> None:
+    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
+    with running(tmp_path / "log", parameters) as node:
+        out = Publishers(robot)
+        infos = robot.node.create_publisher(CameraInfo, "cameras/front/camera_info", SENSOR)
+        words = robot.node.create_publisher(String, "policy/task", LATCHED)
+        wait_until(out.matched, "the recorder subscribes", 30.0)
+        wait_until(infos.get_subscription_count, "to camera_info, too")
+        words.publish(String(data="from the policy"))
+        robot.call(Trigger, "recorder/start", Trigger.Request())
+        before = out.count
+
+        def tick() -> None:
+            info = CameraInfo()
+            info.header.stamp.sec = out.count + 1
+            infos.publish(info)
+            if out.count % 5:
+                out.tick()
+            else:
+                out.count += 1
+
+        wait_until(lambda: out.count >= before + 40, "ticks", meanwhile=tick)
+        stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
+        assert stopped.success, stopped.message
+        bag = Path(stopped.message)
+        told = json.loads(custom_data(bag)["problems"])
+        assert any("images lost on their way" in line for line in told), told
+        assert custom_data(bag)["task"] == "from the policy"
+        assert "images lost on their way" in node.output

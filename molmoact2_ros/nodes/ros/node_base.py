@@ -7,11 +7,12 @@ error, and must be safe to call twice). `run_node` is its main.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -20,6 +21,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
 from molmoact2_ros.nodes.ros.running import run_node
@@ -80,9 +82,9 @@ class MolmoNode(LifecycleNode):
             self.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         # On a steady clock: with use_sim_time and nobody on /clock the node's own stands, and so do its timers.
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
-        self._born_ns = self._steady.now().nanoseconds
+        self.steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, clock=self.steady)
+        self._born_ns = self.steady.now().nanoseconds
         self._clock_problem = ""
         self._work_timers: list[Timer] = []
         self._owned: list[Callable[[], object]] = []
@@ -116,11 +118,12 @@ class MolmoNode(LifecycleNode):
         return publisher
 
     def listen(
-        self, msgtype: type, topic: str, handle: Callable[[Any], None], qos: QoSProfile, *, raw: bool = False
-    ) -> None:
+        self, msgtype: type, topic: str, handle: Callable[..., None], qos: QoSProfile, *, raw: bool = False
+    ) -> Subscription:
         """Subscribe until teardown. For `setup`."""
         subscription = self.create_subscription(msgtype, topic, self._surviving(topic, handle), qos, raw=raw)
         self._owned.append(partial(self.destroy_subscription, subscription))
+        return subscription
 
     def hear(self, msgtype: type, topic: str, handle: Callable[[Heard], None]) -> EveryPublisher:
         """Subscribe until teardown to every kind of publisher, each told from the others. For `setup`."""
@@ -129,36 +132,50 @@ class MolmoNode(LifecycleNode):
         return subscription
 
     def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
-        """Offer a service until teardown. For `setup`."""
+        """Offer a service until teardown; a coroutine may take its time, and all else goes on. For `setup`."""
+
+        def failed(error: Exception, response: Any) -> Any:  # see `_surviving`
+            self.get_logger().error(f"{name} failed: {error!r}")
+            response.success, response.message = False, f"{name} failed: {error}"
+            return response
 
         def answer(request: Any, response: Any) -> Any:
             try:
                 return handle(request, response)
-            except Exception as error:  # see `_surviving`
-                self.get_logger().error(f"{name} failed: {error!r}")
-                response.success, response.message = False, f"{name} failed: {error}"
-                return response
+            except Exception as error:
+                return failed(error, response)
 
-        self._owned.append(partial(self.destroy_service, self.create_service(srvtype, name, answer)))
+        async def answer_later(request: Any, response: Any) -> Any:
+            try:
+                return await handle(request, response)
+            except Exception as error:
+                return failed(error, response)
 
-    def every(self, period_s: float, action: Callable[[], None], *, inactive: bool = False) -> None:
+        takes_time = inspect.iscoroutinefunction(handle)
+        service = self.create_service(srvtype, name, answer_later if takes_time else answer)
+        self._owned.append(partial(self.destroy_service, service))
+
+    def every(
+        self, period_s: float, action: Callable[[], None], *, inactive: bool = False, steady: bool = False
+    ) -> None:
         """Call `action` every `period_s` seconds until the node is deactivated, for `start`; with `inactive` until
-        teardown, for `setup`."""
+        teardown, for `setup`; with `steady` whatever ROS time does."""
         guarded = self._surviving(getattr(action, "__name__", "timer"), lambda _: action())
-        timer = self.create_timer(period_s, lambda: guarded(None))
+        timer = self.create_timer(period_s, lambda: guarded(None), clock=self.steady if steady else None)
         if inactive:
             self._owned.append(partial(self.destroy_timer, timer))
         else:
             self._work_timers.append(timer)
 
-    def _surviving(self, what: str, handle: Callable[[Any], object]) -> Callable[[Any], None]:
+    def _surviving(self, what: str, handle: Callable[..., object]) -> Callable[..., None]:
         """`handle`, whose exceptions are told and do not end the node: no message may take an arm out of its hands."""
         told = ""
 
-        def guarded(message: Any) -> None:
+        @wraps(handle)  # rclpy tells by the signature whether the message's information is wanted, too
+        def guarded(*given: Any) -> None:
             nonlocal told
             try:
-                handle(message)
+                handle(*given)
             except Exception as error:
                 if repr(error) != told:  # on the edge only
                     told = repr(error)
@@ -259,14 +276,10 @@ class MolmoNode(LifecycleNode):
             self.active = False
             self.stop()
 
-    def every_wall(self, period_s: float, action: Callable[[], None]) -> None:
-        """Call `action` every `period_s` seconds of this machine's own time as long as the node lives."""
-        self.create_timer(period_s, action, clock=self._steady)
-
     def _watch_clock(self) -> None:
         """Say once that the clock which this node was told to follow does not come."""
         waits = bool(self.param("use_sim_time")) and self.now_ns() == 0
-        waited_s = (self._steady.now().nanoseconds - self._born_ns) * 1e-9
+        waited_s = (self.steady.now().nanoseconds - self._born_ns) * 1e-9
         if waits and waited_s > NO_CLOCK_S and not self._clock_problem:
             self._clock_problem = (
                 f"use_sim_time is set, but nothing came on /clock for {waited_s:.0f} s: time stands still here; start "

@@ -57,7 +57,7 @@ def run_node(factory: Callable[[], Any]) -> int:
             node.get_logger().warning("what started this node has ended; shutting down")
             end()
 
-    node.create_timer(0.5, watch_launcher)
+    node.create_timer(0.5, watch_launcher, clock=node.steady)
     watch_launcher()
     status = 0
     try:
