@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from molmoact2_ros.cli.arguments import OK, Commands, add_run_options, check_renderer, options_from, shown
+from molmoact2_ros.cli.arguments import FAILED, OK, Commands, add_run_options, check_renderer, options_from, shown
 
 if TYPE_CHECKING:
     from molmoact2_ros.bringup.options import Options
@@ -31,6 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from molmoact2_ros.bringup.processes import node_environment
     from molmoact2_ros.bringup.session import orderly_signals, run_session
     from molmoact2_ros.bringup.specs import nodes
+    from molmoact2_ros.recording.episode_recorder import finished_bags
 
     out = arguments.out.resolve()
     options = options_from(arguments)
@@ -45,15 +46,21 @@ def _run(arguments: argparse.Namespace) -> int:
         if made:
             Path(made).unlink(missing_ok=True)  # an old film must not pass for this run's
 
+    before = {path.name for path in Path(options.record).glob("episode_*")} if options.record else set()
     console = Console(stderr=True)
     with orderly_signals(), RunDisplay(console, options.episodes) as display:
         summary = run_session(specs, out / "log", node_environment(), display.hear)
     summary = finished(summary, options)
+    if options.record:
+        summary["bags"] = len(finished_bags(Path(options.record), before))
     if arguments.json:
         print(json.dumps(summary))
     else:
         print(report(summary))
-    return OK
+    lost = unrecorded(summary, out / "log" / "recorder.log")
+    if lost:
+        console.print(lost, style="red", highlight=False)
+    return FAILED if lost else OK
 
 
 def finished(summary: dict[str, Any], options: Options) -> dict[str, Any]:
@@ -65,6 +72,14 @@ def finished(summary: dict[str, Any], options: Options) -> dict[str, Any]:
     chosen = {"robot": options.robot, "policy": options.policy, "checkpoint": options.checkpoint or None}
     files = {"film": written(options.film), "picture": written(options.picture), "record": written(options.record)}
     return {**{key: value for key, value in summary.items() if key != "type"}, **chosen, **files}
+
+
+def unrecorded(summary: dict[str, Any], log: Path) -> str:
+    """Why a run that was to be recorded is not; empty when each episode has its whole bag, or none was asked for."""
+    bags, episodes = summary.get("bags"), summary["episodes"]
+    if bags is None or bags >= episodes:
+        return ""
+    return f"recorded: {bags} of {episodes} episodes; {shown(str(log))} says why"
 
 
 def report(summary: dict[str, Any]) -> str:

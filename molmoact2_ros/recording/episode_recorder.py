@@ -6,9 +6,11 @@ import queue
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import yaml
 
 from molmoact2_ros.recording.audit import StreamAudit, problems
 from molmoact2_ros.recording.bag import CHUNK_S, Bag, preload
@@ -58,9 +60,16 @@ def unfinished(directory: Path) -> list[Path]:
     )
 
 
-def finished_bags(directory: Path) -> set[str]:
-    """Names of the whole bags in `directory`; empty where there is none."""
-    return {path.parent.name for path in directory.glob("episode_*/metadata.yaml")}
+def finished_bags(directory: Path, besides: Collection[str] = ()) -> set[str]:
+    """Names of the bags in `directory` that are whole and did not end early, and not among `besides`."""
+    whole = set()
+    for path in directory.glob("episode_*/metadata.yaml"):
+        if path.parent.name in besides:
+            continue
+        custom = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]["custom_data"]
+        if "error" not in custom:
+            whole.add(path.parent.name)
+    return whole
 
 
 class EpisodeWriter:
@@ -188,8 +197,8 @@ class EpisodeRecorder:
         preload()
         self.directory = directory
         self._streams = tuple(streams)
-        self._latched = {stream.topic for stream in streams if stream.latched}
-        self._last: dict[str, bytes] = {}
+        self._latched = {stream.topic: stream.all_hold for stream in streams if stream.latched}
+        self._last: dict[str, list[bytes]] = {}
         self._done = done
         self._zstd = zstd
         self._writer: EpisodeWriter | None = None
@@ -202,8 +211,12 @@ class EpisodeRecorder:
 
     def put(self, topic: str, data: bytes, received_ns: int, newest: bool = True) -> None:
         """Take one serialized message; `newest` is False when a newer one of its topic was taken before."""
-        if newest and topic in self._latched:
-            self._last[topic] = data
+        if topic in self._latched:
+            held = self._last.setdefault(topic, [])
+            if self._latched[topic] and data not in held:
+                held.append(data)
+            elif newest and not self._latched[topic]:
+                held[:] = [data]
         if self._writer is not None:
             self._writer.put(topic, data, received_ns)
 
@@ -219,8 +232,9 @@ class EpisodeRecorder:
         self._closing = [writer for writer in self._closing if not writer.join(0.0)]
         self.directory.mkdir(parents=True, exist_ok=True)  # it may have been removed since
         self._writer = self._open(dict(about or {}))
-        for topic, data in self._last.items():
-            self._writer.put(topic, data, now_ns)
+        for topic, held in self._last.items():
+            for data in held:
+                self._writer.put(topic, data, now_ns)
         return self._writer.path
 
     def _open(self, about: dict[str, str]) -> EpisodeWriter:

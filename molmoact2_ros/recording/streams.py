@@ -21,6 +21,7 @@ class Stream:
         reliable: whether the publisher offers reliable delivery; sensor streams do not.
         latched: whether the last message is kept for late joiners. Such a message belongs to every episode after it.
         depth: how many messages may wait for the recorder.
+        all_hold: whether every message of a latched stream belongs to every episode, and not the last one only.
     """
 
     topic: str
@@ -28,6 +29,7 @@ class Stream:
     reliable: bool = True
     latched: bool = False
     depth: int = 20
+    all_hold: bool = False
 
 
 def stream_named(text: str) -> Stream:
@@ -81,7 +83,7 @@ def streams_of(
         Stream("sim/episode", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
         Stream("sim/object_pose", "geometry_msgs/msg/PoseStamped", reliable=False, depth=100),
         Stream("tf", "tf2_msgs/msg/TFMessage", depth=100),
-        Stream("tf_static", "tf2_msgs/msg/TFMessage", latched=True),
+        Stream("tf_static", "tf2_msgs/msg/TFMessage", latched=True, all_hold=True),
         Stream(DIAGNOSTICS, "diagnostic_msgs/msg/DiagnosticArray"),
         *(stream_named(text) for text in more if text),
     )

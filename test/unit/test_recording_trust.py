@@ -24,6 +24,7 @@ import yaml
 from recording_messages import IMAGE, STORE, STRING, image, messages, string
 from rosbags.rosbag2 import Reader
 
+from molmoact2_ros.cli.sim import unrecorded
 from molmoact2_ros.recording import episode_recorder
 from molmoact2_ros.recording.audit import StreamAudit, audit_data, lost_images, problems
 from molmoact2_ros.recording.bag import RESERVE, Bag, Output
@@ -163,11 +164,31 @@ def test_an_episode_that_ends_early_says_why_and_is_whole(tmp_path: Path) -> Non
     assert finished[0].error == "90 MB free on the disk; what came before is in it"
     assert custom_data(path)["error"] == "90 MB free on the disk" and len(messages(path)) == 1
     assert episodes.stop({}).result is finished[0]
+    assert finished_bags(tmp_path) == set(), "a part of an episode is not one"
     episodes.start(5)
     episodes.end_early({}, "90 MB free on the disk")
     assert eventually(lambda: len(finished) == 2)
     gone = episodes.discard()
     assert not gone.path.exists(), "what ended by itself can be thrown away"
+
+
+def test_a_run_that_was_not_recorded_says_so_and_fails(tmp_path: Path) -> None:
+    log = tmp_path / "recorder.log"
+    assert unrecorded({"episodes": 3, "bags": 3}, log) == "" == unrecorded({"episodes": 3}, log)
+    told = unrecorded({"episodes": 3, "bags": 2}, log)
+    assert told.startswith("recorded: 2 of 3 episodes;") and told.endswith("recorder.log says why")
+
+
+def test_every_static_frame_is_in_every_bag(tmp_path: Path) -> None:
+    frames = Stream("/so101/tf_static", "tf2_msgs/msg/TFMessage", latched=True, all_hold=True)
+    episodes = EpisodeRecorder(tmp_path, [frames], lambda _: None)
+    arm, camera = (struct.pack("<4xI", 0) + bytes([number] * 4) for number in (1, 2))
+    for data in (arm, camera, arm):  # of several publishers; each has its own last word
+        episodes.put(frames.topic, data, 1)
+    path = episodes.start(2)
+    episodes.stop({})
+    assert episodes.wait(10.0)
+    assert [data for _, data in messages(path)] == [arm, camera]
 
 
 def test_without_room_for_its_end_no_bag_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +218,7 @@ def test_two_recorders_in_one_folder_take_different_numbers(tmp_path: Path, monk
         episodes.stop({})
         assert episodes.wait(10.0)
     assert finished_bags(tmp_path) == {"episode_0001", "episode_0002"}
+    assert finished_bags(tmp_path, {"episode_0001"}) == {"episode_0002"}
 
 
 def test_the_disk_has_what_is_a_second_old_whatever_the_messages_clock_does(tmp_path: Path) -> None:
@@ -261,20 +283,21 @@ def laid(folder: Path, data: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("cases", [40, pytest.param(400, marks=pytest.mark.slow)])
 def test_everything_before_a_cut_is_recovered_wherever_it_is_and_with_zeros_behind_it(
-    left: tuple[bytes, list[tuple[int, int]]], tmp_path: Path
+    left: tuple[bytes, list[tuple[int, int]]], tmp_path: Path, cases: int
 ) -> None:
     data, ends = left
     rng = random.Random(11)
     everything = [item for n in range(30) for item in ((IMAGE.topic, image(n)), (STRING.topic, string(f"word {n}")))]
-    for case in range(400):
+    for case in range(cases):
         cut = rng.randrange(ends[0][0], len(data) + 1)
         zeros = 0 if case % 4 == 0 else rng.choice([1, 2, 7, 8, 9, 17, 42, 511, 4096, len(data) - cut])
         kept = max(count for end, count in ends if end <= cut)
         path = laid(tmp_path / str(case), data[:cut] + bytes(zeros))
         whole = recover(path)
         assert messages(whole) == everything[:kept], (cut, zeros)
-        if case % 50 == 0:
+        if case % 20 == 0:
             custom = custom_data(whole)
             assert {key: custom[key] for key in ABOUT} == ABOUT and custom["recovered_from"] == "episode_0001"
         shutil.rmtree(tmp_path / str(case))
