@@ -6,13 +6,11 @@ whose diagnostics they are.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
-from molmoact2_ros.nodes.ros.recorder_parameters import PARAMETERS, message_class, subscription_qos
+from molmoact2_ros.nodes.ros.recorder_parameters import PARAMETERS, episode_metadata, message_class, subscription_qos
 from molmoact2_ros.recording.audit import audit_lines
 from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, EpisodeWriter, Finished, unfinished
+from molmoact2_ros.recording.episodes import label
 from molmoact2_ros.recording.streams import DIAGNOSTICS, Arrival, DuplicateFilter, Stream, streams_of
 
 WRITE_TIMEOUT_S = 30.0
@@ -52,6 +51,7 @@ class RecorderNode(MolmoNode):
         self._episodes: EpisodeRecorder | None = None
         self._listening: list[tuple[str, Subscription]] = []
         self._kept = 0
+        self._last: Path | None = None
         self._failure = ""
         self._doubt = ""
         self._forget()
@@ -85,6 +85,7 @@ class RecorderNode(MolmoNode):
             for qos in subscription_qos(stream):
                 heard = self.listen(known[relative], stream.topic, take, qos, raw=True)
                 self._listening.append((relative.topic, heard))
+        self.serve(SetBool, "recorder/label", self._label)
         for name, action in (("start", self._start), ("stop", self._stop), ("discard", self._discard)):
             self.serve(Trigger, f"recorder/{name}", partial(self._serve, action))
         self.every(1.0, self._watch_disk, inactive=True, steady=True)
@@ -222,24 +223,9 @@ class RecorderNode(MolmoNode):
             self._episodes.end_early(self._metadata("interrupted"), told)
 
     def _metadata(self, outcome: str) -> dict[str, str]:
-        try:
-            software = version("molmoact2_ros")
-        except PackageNotFoundError:  # run from the source tree
-            software = "source"
-        out = {
-            "robot": str(self.param("robot")),
-            "checkpoint": str(self.param("checkpoint")),
-            # The policy holds the task; who published it may be gone.
-            "task": self._tasks.get("policy/task") or self._tasks.get("task", ""),
-            "outcome": outcome,
-            "cameras": json.dumps(list(self.param("cameras"))),
-            "molmoact2_ros": software,
-        }
-        files = [Path(file) for file in self.param("config_files") if file]
-        if files:
-            texts = (file.read_text() if file.is_file() else "# not found" for file in files)
-            out["config"] = "---\n".join(f"# {file}\n{text}" for file, text in zip(files, texts, strict=True))
-        return out
+        # The policy holds the task; who published it may be gone.
+        task = self._tasks.get("policy/task") or self._tasks.get("task", "")
+        return episode_metadata(self.param, task, outcome)
 
     def _finished(self, episode: Finished) -> None:
         """Called on the writing thread."""
@@ -250,6 +236,7 @@ class RecorderNode(MolmoNode):
             self.get_logger().info(f"{name} discarded")
         else:
             self._kept += 1
+            self._last = episode.path
             self._failure = ""
             lines = "\n  ".join(audit_lines(episode.audits))
             self.get_logger().info(f"{episode.path} is on disk\n  {lines}")
@@ -274,6 +261,15 @@ class RecorderNode(MolmoNode):
             response.success = True
         except (OSError, RuntimeError) as error:
             response.message = str(error)
+        return response
+
+    def _label(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """A person says how the last episode went: true is a success."""
+        if self._last is None:
+            response.message = "no episode has been recorded yet"
+            return response
+        label(self._last, outcome="success" if request.data else "failure")
+        response.success, response.message = True, f"{self._last.name}: {'success' if request.data else 'failure'}"
         return response
 
     async def _start(self) -> str:

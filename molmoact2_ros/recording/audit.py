@@ -12,8 +12,11 @@ import numpy as np
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+JOINT_STATE = "sensor_msgs/msg/JointState"
 EDGE_NS = 300_000_000
 """An image whose camera_info came within this before the end may still have been on its way."""
+STALE_NS = 250_000_000
+"""A message that arrives later than this after its stamp is too old for a policy."""
 MISSED_PERIODS = 1.5
 """Stamps further apart than so many periods have images missing between them."""
 
@@ -28,7 +31,8 @@ class StreamAudit:
         dropped: messages that arrived but found the queue full.
         first_ns, last_ns: earliest and latest receive time, ns; None when nothing came.
         largest_gap_s: longest time between two messages, s.
-        stamps: capture times of a camera's messages, ns, in order of arrival.
+        stale: messages that arrived later than 0.25 s after their stamp.
+        stamps, arrivals: capture and receive times of a camera's messages, ns, in order of arrival.
     """
 
     msgtype: str = ""
@@ -38,7 +42,9 @@ class StreamAudit:
     first_ns: int | None = None
     last_ns: int | None = None
     largest_gap_s: float = 0.0
+    stale: int = 0
     stamps: array[int] = field(default_factory=lambda: array("q"), repr=False)
+    arrivals: array[int] = field(default_factory=lambda: array("q"), repr=False)
 
     def add(self, data: bytes, received_ns: int) -> None:
         """Count one written message (CDR)."""
@@ -48,8 +54,12 @@ class StreamAudit:
         self.last_ns = received_ns if self.last_ns is None else max(self.last_ns, received_ns)
         self.messages += 1
         self.total_bytes += len(data)
-        if self.msgtype in IMAGES or self.msgtype == CAMERA_INFO:
-            self.stamps.append(header_stamp(data))
+        if self.msgtype in IMAGES or self.msgtype in (CAMERA_INFO, JOINT_STATE):
+            stamp = header_stamp(data)
+            self.stale += stamp > 0 and received_ns - stamp > STALE_NS
+            if self.msgtype != JOINT_STATE:
+                self.stamps.append(stamp)
+                self.arrivals.append(received_ns)
 
     @property
     def rate_hz(self) -> float | None:
@@ -133,10 +143,36 @@ def audit_lines(audits: Mapping[str, StreamAudit]) -> list[str]:
 
 def audit_data(audits: Mapping[str, StreamAudit]) -> dict[str, dict[str, Any]]:
     """The audit for a program, by topic."""
-    lost = lost_images(audits)
-    names = ("messages", "total_bytes", "dropped", "first_ns", "last_ns", "largest_gap_s")
+    lost, apart = lost_images(audits), skews(audits)
+    names = ("messages", "total_bytes", "dropped", "first_ns", "last_ns", "largest_gap_s", "stale")
     return {
         topic: {name: getattr(audit, name) for name in names}
-        | ({"lost": lost.get(topic, 0), "missing": audit.missing} if audit.msgtype in IMAGES else {})
+        | (
+            {"lost": lost.get(topic, 0), "missing": audit.missing, "skew_s": apart.get(topic, 0.0)}
+            if audit.msgtype in IMAGES
+            else {}
+        )
         for topic, audit in audits.items()
     }
+
+
+def skews(audits: Mapping[str, StreamAudit]) -> dict[str, float]:
+    """By topic, how far its images' stamps are from the first camera's at the moment of arrival: the median, s.
+
+    Of the images of the first camera that are the newest then and right after, the nearer one counts, so that cameras
+    that are merely out of phase are not apart.
+    """
+    images = {
+        topic: (np.frombuffer(audit.arrivals, np.int64), np.frombuffer(audit.stamps, np.int64))
+        for topic, audit in audits.items()
+        if audit.msgtype in IMAGES and audit.stamps
+    }
+    if not images:
+        return {}
+    first_arrivals, first_stamps = next(iter(images.values()))
+    out = {}
+    for topic, (arrivals, stamps) in images.items():
+        after = np.searchsorted(first_arrivals, arrivals, side="right")
+        pair = np.stack([np.maximum(after - 1, 0), np.minimum(after, first_stamps.size - 1)])
+        out[topic] = float(np.median(np.min(np.abs(first_stamps[pair] - stamps), axis=0))) * 1e-9
+    return out

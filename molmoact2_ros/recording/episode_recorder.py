@@ -14,6 +14,7 @@ import yaml
 
 from molmoact2_ros.recording.audit import StreamAudit, problems
 from molmoact2_ros.recording.bag import CHUNK_S, Bag, preload
+from molmoact2_ros.recording.episodes import TRASH
 from molmoact2_ros.recording.recover import being_written
 from molmoact2_ros.recording.streams import Stream
 
@@ -44,7 +45,8 @@ class Finished:
 
 def next_episode(directory: Path) -> Path:
     """The first `episode_0001`, `episode_0002`, ... after all that were ever in `directory`."""
-    numbers = [int(match[1]) for entry in directory.iterdir() if (match := _NAME.match(entry.name))]
+    entries = [*directory.iterdir(), *(directory / TRASH).glob("*")]
+    numbers = [int(match[1]) for entry in entries if (match := _NAME.match(entry.name))]
     return directory / f"episode_{max(numbers, default=0) + 1:04d}"
 
 

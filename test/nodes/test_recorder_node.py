@@ -24,7 +24,7 @@ from rosbags.rosbag2 import Reader
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, SENSOR
 from molmoact2_ros.recording.recover import recover
@@ -193,6 +193,8 @@ def test_an_episode_in_which_nothing_arrived_is_no_success(robot: Companion, tmp
         assert started.success, started.message
         stopped = robot.call(Trigger, "recorder/stop", Trigger.Request())
         assert not stopped.success and "no message arrived" in stopped.message
+        said = robot.call(SetBool, "recorder/label", SetBool.Request(data=True))
+        assert not said.success and "no episode has been recorded yet" in said.message
         assert list((tmp_path / "bags").iterdir()) == []
         assert node.interrupt() == 0, node.output
 
@@ -325,4 +327,7 @@ def test_images_that_were_lost_on_their_way_mark_the_episode(robot: Companion, t
         told = json.loads(custom_data(bag)["problems"])
         assert any("images lost on their way" in line for line in told), told
         assert custom_data(bag)["task"] == "from the policy"
+        said = robot.call(SetBool, "recorder/label", SetBool.Request(data=False))
+        assert said.success and said.message == "episode_0001: failure"
+        assert (custom_data(bag)["outcome"], custom_data(bag)["recorded_outcome"]) == ("failure", "stopped")
         assert "images lost on their way" in node.output

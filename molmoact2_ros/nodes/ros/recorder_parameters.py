@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -42,3 +46,24 @@ def subscription_qos(stream: Stream) -> tuple[QoSProfile, ...]:
         return every_kind(stream.depth)
     reliability = ReliabilityPolicy.RELIABLE if stream.reliable else ReliabilityPolicy.BEST_EFFORT
     return (QoSProfile(depth=stream.depth, reliability=reliability),)
+
+
+def episode_metadata(param: Callable[[str], Any], task: str, outcome: str) -> dict[str, str]:
+    """What is known of an episode besides its messages; `param` gives the recorder's parameters."""
+    try:
+        software = version("molmoact2_ros")
+    except PackageNotFoundError:  # run from the source tree
+        software = "source"
+    out = {
+        "robot": str(param("robot")),
+        "checkpoint": str(param("checkpoint")),
+        "task": task,
+        "outcome": outcome,
+        "cameras": json.dumps(list(param("cameras"))),
+        "molmoact2_ros": software,
+    }
+    files = [Path(file) for file in param("config_files") if file]
+    if files:
+        texts = (file.read_text() if file.is_file() else "# not found" for file in files)
+        out["config"] = "---\n".join(f"# {file}\n{text}" for file, text in zip(files, texts, strict=True))
+    return out
