@@ -69,6 +69,7 @@ def _table(found: list[Episode]) -> None:
         length = f"{episode.length_s:.1f} s" if episode.whole else ""
         name = episode.path.name.removeprefix("episode_")
         table.add_row(name, length, episode.outcome, episode.mark, episode.task, verdict)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    console.print(table, width=None if console.is_terminal else 200)
     bad = sum(1 for episode in found if episode.verdict or episode.mark == "bad")
     print(f"{len(found)} episodes, {sum(episode.length_s for episode in found):.0f} s; {bad} not to be trusted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ import numpy as np
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-JOINT_STATE = "sensor_msgs/msg/JointState"
 EDGE_NS = 300_000_000
 """An image whose camera_info came within this before the end may still have been on its way."""
 STALE_NS = 250_000_000
@@ -26,16 +26,17 @@ class StreamAudit:
     """What one stream of a bag came to.
 
     Attributes:
-        msgtype: `package/msg/Name`.
+        msgtype: `package/msg/Name`. topic: its name.
         messages, total_bytes: how much of it was written.
         dropped: messages that arrived but found the queue full.
         first_ns, last_ns: earliest and latest receive time, ns; None when nothing came.
         largest_gap_s: longest time between two messages, s.
-        stale: messages that arrived later than 0.25 s after their stamp.
+        stale: images and joint states that arrived later than 0.25 s after their stamp.
         stamps, arrivals: capture and receive times of a camera's messages, ns, in order of arrival.
     """
 
     msgtype: str = ""
+    topic: str = ""
     messages: int = 0
     total_bytes: int = 0
     dropped: int = 0
@@ -54,12 +55,18 @@ class StreamAudit:
         self.last_ns = received_ns if self.last_ns is None else max(self.last_ns, received_ns)
         self.messages += 1
         self.total_bytes += len(data)
-        if self.msgtype in IMAGES or self.msgtype in (CAMERA_INFO, JOINT_STATE):
+        camera = self.images or self.msgtype == CAMERA_INFO
+        if camera or self.topic.endswith("joint_states"):
             stamp = header_stamp(data)
             self.stale += stamp > 0 and received_ns - stamp > STALE_NS
-            if self.msgtype != JOINT_STATE:
+            if camera:
                 self.stamps.append(stamp)
                 self.arrivals.append(received_ns)
+
+    @property
+    def images(self) -> bool:
+        """Whether these are the images of a camera."""
+        return self.msgtype in IMAGES and "cameras/" in self.topic
 
     @property
     def rate_hz(self) -> float | None:
@@ -73,7 +80,7 @@ class StreamAudit:
         """Images that are missing by the stamps of those that came."""
         stamps = np.unique(np.frombuffer(self.stamps, np.int64))
         steps = np.diff(stamps)
-        if steps.size < 3 or self.msgtype not in IMAGES:
+        if steps.size < 3 or not self.images:
             return 0
         period = float(np.median(steps))
         wide = steps[steps > MISSED_PERIODS * period]
@@ -88,11 +95,19 @@ def header_stamp(data: bytes) -> int:
     return int(sec) * 1_000_000_000 + int(nanosec)
 
 
+def short(topic: str) -> str:
+    """A topic for people: a camera's by its name, others without their namespace's first part."""
+    found = re.fullmatch(r".*cameras/([^/]+)/(.+)", topic)
+    if found is None:
+        return topic.split("/", 2)[-1] if topic.count("/") > 1 else topic
+    return f"camera {found[1]!r}" if found[2] == "image_raw" else f"camera {found[1]!r}, {found[2]}"
+
+
 def lost_images(audits: Mapping[str, StreamAudit]) -> dict[str, int]:
     """By topic, the images that did not come although the camera_info of the same moment did."""
     out: dict[str, int] = {}
     for topic, audit in audits.items():
-        if audit.msgtype not in IMAGES:
+        if not audit.images:
             continue
         beside = topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
         if beside not in audits or not audits[beside].stamps:
@@ -114,14 +129,14 @@ def problems(audits: Mapping[str, StreamAudit]) -> list[str]:
     lines = []
     for topic, audit in audits.items():
         if audit.dropped:
-            lines.append(f"{topic}: {audit.dropped} dropped, the disk was too slow")
-        if audit.msgtype in IMAGES and not audit.messages and "/depth/" not in topic:
-            lines.append(f"{topic}: no image arrived")
+            lines.append(f"{short(topic)}: {audit.dropped} dropped, the disk was too slow")
+        if audit.images and not audit.messages and "/depth/" not in topic:
+            lines.append(f"{short(topic)}: no image arrived")
         elif topic in lost:
             share = 100.0 * lost[topic] / (lost[topic] + audit.messages)
-            lines.append(f"{topic}: {lost[topic]} images lost on their way ({share:.0f} %)")
+            lines.append(f"{short(topic)}: {lost[topic]} images lost on their way ({share:.0f} %)")
         elif audit.missing:
-            lines.append(f"{topic}: {audit.missing} images missing by their stamps")
+            lines.append(f"{short(topic)}: {audit.missing} images missing by their stamps")
     return lines
 
 
@@ -149,7 +164,7 @@ def audit_data(audits: Mapping[str, StreamAudit]) -> dict[str, dict[str, Any]]:
         topic: {name: getattr(audit, name) for name in names}
         | (
             {"lost": lost.get(topic, 0), "missing": audit.missing, "skew_s": apart.get(topic, 0.0)}
-            if audit.msgtype in IMAGES
+            if audit.images
             else {}
         )
         for topic, audit in audits.items()
@@ -165,7 +180,7 @@ def skews(audits: Mapping[str, StreamAudit]) -> dict[str, float]:
     images = {
         topic: (np.frombuffer(audit.arrivals, np.int64), np.frombuffer(audit.stamps, np.int64))
         for topic, audit in audits.items()
-        if audit.msgtype in IMAGES and audit.stamps
+        if audit.images and audit.stamps
     }
     if not images:
         return {}

@@ -169,7 +169,7 @@ class Bag:
         except FileExistsError:
             raise FileExistsError(f"{path} exists already; a bag is never overwritten") from None
         self.path = path
-        self.audits = {stream.topic: StreamAudit(stream.msgtype) for stream in streams}
+        self.audits = {stream.topic: StreamAudit(stream.msgtype, stream.topic) for stream in streams}
         self._streams = tuple(streams)
         self._about = dict(about or {})
         self._steady = steady

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from molmoact2_ros.recording.audit import IMAGES
+from molmoact2_ros.recording.audit import IMAGES, short
 
 TRASH = ".trash"
 _NAME = re.compile(r"episode_(\d+)(_recovered)?")
@@ -85,12 +85,12 @@ def verdict(custom: Mapping[str, str]) -> tuple[str, ...]:
         image = "missing" in stream
         limit = IMAGE_GAP_S if image else JOINTS_GAP_S if topic.endswith("joint_states") else float("inf")
         if stream["largest_gap_s"] > limit:
-            lines.append(f"{topic}: nothing for {stream['largest_gap_s']:.2f} s")
+            lines.append(f"{short(topic)}: nothing for {stream['largest_gap_s']:.2f} s")
         if stream["messages"] and stream.get("stale", 0) > STALE_SHARE * stream["messages"]:
             share = 100.0 * stream["stale"] / stream["messages"]
-            lines.append(f"{topic}: {share:.0f} % arrived late")
+            lines.append(f"{short(topic)}: {share:.0f} % arrived late")
         if stream.get("skew_s", 0.0) > SKEW_S:
-            lines.append(f"{topic}: {stream['skew_s']:.2f} s apart from the first camera")
+            lines.append(f"{short(topic)}: {stream['skew_s']:.2f} s apart from the first camera")
     return tuple(lines)
 
 

@@ -365,7 +365,7 @@ def stamped(kind: str, number: float) -> bytes:
 
 
 def audited(images: list[float], infos: list[float]) -> dict[str, StreamAudit]:
-    audits = {IMAGE.topic: StreamAudit(IMAGE.msgtype), INFO.topic: StreamAudit(INFO.msgtype)}
+    audits = {stream.topic: StreamAudit(stream.msgtype, stream.topic) for stream in (IMAGE, INFO)}
     for kind, topic, stamps in (("image", IMAGE.topic, images), ("info", INFO.topic, infos)):
         for stamp in stamps:
             audits[topic].add(stamped(kind, stamp), round(stamp * 1e9))
@@ -381,7 +381,7 @@ def test_images_that_were_lost_on_their_way_are_counted_by_their_camera_info() -
     thinned = [stamp for i, stamp in enumerate(infos) if i % 4]
     audits = audited(thinned, infos)
     assert lost_images(audits) == {IMAGE.topic: 23}
-    assert problems(audits) == [f"{IMAGE.topic}: 23 images lost on their way (23 %)"]
+    assert problems(audits) == ["camera 'front': 23 images lost on their way (23 %)"]
     assert audit_data(audits)[IMAGE.topic]["lost"] == 23
     stopped = audited(infos[:50], infos)
     assert lost_images(stopped) == {IMAGE.topic: 46}, "all of the second half, but for what may still be on its way"
@@ -389,8 +389,16 @@ def test_images_that_were_lost_on_their_way_are_counted_by_their_camera_info() -
 
 def test_images_that_are_missing_by_their_stamps_and_cameras_that_are_silent_are_named() -> None:
     stamps = [10.0 + 0.1 * i for i in range(50) if i not in (20, 21, 30)]
-    assert problems(audited(stamps, stamps)) == [f"{IMAGE.topic}: 3 images missing by their stamps"]
-    assert problems(audited([], [])) == [f"{IMAGE.topic}: no image arrived"]
+    assert problems(audited(stamps, stamps)) == ["camera 'front': 3 images missing by their stamps"]
+    assert problems(audited([], [])) == ["camera 'front': no image arrived"]
+
+
+def test_depth_codes_of_a_policy_are_no_cameras_images() -> None:
+    codes = StreamAudit("sensor_msgs/msg/Image", "/so101/policy/depth_codes")
+    for stamp in (10.0, 10.1, 10.2, 13.0):
+        codes.add(stamped("image", stamp), round((stamp + 0.5) * 1e9))
+    assert problems({codes.topic: codes}) == [] and codes.stale == 0
+    assert "missing" not in audit_data({codes.topic: codes})[codes.topic]
 
 
 def test_an_episode_with_lost_images_is_marked(tmp_path: Path) -> None:
