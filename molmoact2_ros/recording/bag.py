@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import fcntl
 import json
 import os
@@ -88,7 +89,11 @@ class Output:
         """
         if size > self._reserved and not self.full:
             with self._reserve.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise  # other errors are of file systems that cannot keep room
             self._reserved = size
 
     def write(self, data: bytes | memoryview) -> None:

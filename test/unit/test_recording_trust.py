@@ -202,6 +202,19 @@ def test_without_room_for_its_end_no_bag_begins(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [] and episodes.recording is None
 
 
+def test_a_file_system_that_keeps_no_room_is_recorded_on_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("os.posix_fallocate", unable)
+    bag = Bag(tmp_path / "episode_0001", [STRING])
+    bag.write(STRING.topic, string("here"), 1)
+    bag.close({})
+    assert messages(bag.path) == [(STRING.topic, string("here"))]
+
+
 def test_two_recorders_in_one_folder_take_different_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (EpisodeRecorder(tmp_path, [STRING], lambda _: None) for _ in range(2))
     real = episode_recorder.next_episode
