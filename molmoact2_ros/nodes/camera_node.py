@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from std_msgs.msg import Header
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.cameras.health import Limits, TwinWatch
 from molmoact2_ros.cameras.opening import open_source
-from molmoact2_ros.cameras.shared_memory import PROFILE_VARIABLE, shortage
+from molmoact2_ros.cameras.shared_memory import PROFILE_VARIABLE, shortage, write_profile
 from molmoact2_ros.cameras.source import CameraSettings, Frame, FrameSource, Intrinsics
 from molmoact2_ros.cameras.stream import CameraStream
 from molmoact2_ros.diagnostics import Level
@@ -35,6 +36,7 @@ from molmoact2_ros.nodes.ros.camera_parameters import PARAMETERS, image_format, 
 from molmoact2_ros.nodes.ros.messages import byte_array, image_message, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.ros.topic_source import TopicSource
+from molmoact2_ros.share import share_path
 
 WATCH_S = 0.2
 """Shorter than the silence after which a policy stops, so that the reason is there before."""
@@ -154,9 +156,12 @@ class CameraNode(MolmoNode):
             shm = Path("/dev/shm")
             free = shutil.disk_usage(shm).free if shm.is_dir() else 0
             cameras = [camera.settings for camera in self._cameras.values()]
-            self._short = shortage(cameras, os.environ.get(PROFILE_VARIABLE, ""), free)
+            profile = os.environ.get(PROFILE_VARIABLE, "")
+            self._short = shortage(cameras, profile, free)
             if self._short:
                 self.get_logger().error(self._short)
+                enough = write_profile(share_path("config/fastdds.xml"), cameras, Path(tempfile.gettempdir()))
+                self.get_logger().error(f"start this node with {PROFILE_VARIABLE}={enough}, which gives it")
 
     def start(self) -> None:
         for name, camera in self._cameras.items():

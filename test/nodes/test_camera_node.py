@@ -173,11 +173,17 @@ class Noisy:
         return np.clip(self.scene.astype(int) + noise, 0, 255).astype(np.uint8)
 
 
-def test_images_that_do_not_fit_into_the_shared_memory_are_said_at_the_start(tmp_path):
+def test_images_that_do_not_fit_into_the_shared_memory_are_said_at_the_start(tmp_path, monkeypatch):
     parameters = {"names": ["front"], "sources": ["topic:drivers/front/image_raw"], "formats": ["3840x2160@15"]}
     with NodeProcess("molmoact2_ros.nodes.camera_node", ros_arguments(parameters), tmp_path / "log") as node:
         wait_until(lambda: "MB of shared memory" in node.output, lambda: node.output, 30.0)
         assert "set <segment_size> to" in node.output
+        wait_until(lambda: "start this node with FASTRTPS_DEFAULT_PROFILES_FILE=" in node.output, lambda: node.output)
+        written = node.output.partition("FASTRTPS_DEFAULT_PROFILES_FILE=")[2].split(",")[0]
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", written)
+    with NodeProcess("molmoact2_ros.nodes.camera_node", ros_arguments(parameters), tmp_path / "log2") as node:
+        wait_until(lambda: "no frame yet" in node.output, lambda: node.output, 30.0)
+        assert "shared memory" not in node.output
 
 
 def test_a_node_that_waits_for_a_clock_says_so(tmp_path):
