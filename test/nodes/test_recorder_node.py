@@ -6,17 +6,20 @@ import array
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rclpy
 import yaml
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from ros_process import DEADLINE_S, Companion, NodeProcess, ros_arguments, wait_until
@@ -26,6 +29,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
+from molmoact2_ros.nodes.recorder_node import RecorderNode
 from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, SENSOR
 from molmoact2_ros.recording.recover import recover
 
@@ -251,29 +255,45 @@ def test_a_recorder_that_is_configured_anew_knows_task_and_stop_again(robot: Com
         assert len(found["/so101/e_stop"]) == 1 and custom_data(bag)["task"] == "pick up the red cube"
 
 
-def test_what_waits_when_a_stopped_recorder_goes_on_belongs_to_the_episode(robot: Companion, tmp_path: Path) -> None:
-    parameters: dict[str, object] = {"directory": str(tmp_path), "cameras": ["front"]}
-    with running(tmp_path / "log", parameters) as node:
-        out = Publishers(robot)
-        wait_until(out.matched, "the recorder subscribes", 30.0)
-        out.say_episode(1, "running")
+def test_what_waits_when_an_episode_ends_belongs_to_it(tmp_path: Path) -> None:
+    """A recorder that had no time for a while hears the end before what waits in its other queues."""
+    rclpy.init(args=ros_arguments({"directory": str(tmp_path), "cameras": ["front"]}))
+    recorder, other = RecorderNode(), rclpy.create_node("other", namespace="/so101")
+    executor = SingleThreadedExecutor()
+    executor.add_node(recorder)
+    try:
+        assert recorder.autostart()
+        episode = other.create_publisher(DiagnosticStatus, "sim/episode", LATCHED)
+        joints = other.create_publisher(JointState, "joint_states", SENSOR)
+
+        def spin() -> None:
+            executor.spin_once(timeout_sec=0.0)
+
+        wait_until(lambda: episode.get_subscription_count() >= 3 and joints.get_subscription_count(), "it subscribes")
+        episode.publish(episode_status(1, "running"))
         metadata = tmp_path / "episode_0001" / "metadata.yaml"
-        wait_until(metadata.parent.exists, "the bag is open")
-        before = out.count
-        wait_until(lambda: out.count >= before + 5, "ticks", meanwhile=out.tick)
-        assert node.popen is not None
-        node.popen.send_signal(signal.SIGSTOP)
-        out.episode.publish(episode_status(1, "success"))  # taken before the rest, which is still on its way
-        sent = []
+
+        def until(condition: Callable[[], object], what: str) -> None:
+            deadline = time.monotonic() + 20.0
+            while not condition():
+                assert time.monotonic() < deadline, what
+                spin()
+
+        until(metadata.parent.exists, "the bag is open")
+        # Nothing spins here; in one process a message is in its queue when `publish` returns.
+        episode.publish(episode_status(1, "success"))
         for number in range(80):
-            joints = JointState(name=["waits"], position=[float(number)])
-            out.joints.publish(joints)
-            sent.append(float(number))
-        node.popen.send_signal(signal.SIGCONT)
-        wait_until(metadata.exists, lambda: node.output)
+            joints.publish(JointState(name=["waits"], position=[float(number)]))
+        until(metadata.exists, "the bag is finished")
         states = [deserialize_message(data, JointState) for data in bag_of(metadata.parent)["/so101/joint_states"]]
-        waited = [state.position[0] for state in states if state.name == ["waits"]]
-        assert waited == sent, f"{len(waited)} of {len(sent)}"
+        assert [state.position[0] for state in states] == [float(number) for number in range(80)]
+        assert custom_data(metadata.parent)["outcome"] == "success"
+    finally:
+        recorder.release()
+        executor.shutdown()
+        recorder.destroy_node()
+        other.destroy_node()
+        rclpy.shutdown()
 
 
 def test_with_a_simulators_clock_a_bag_has_that_clock_alone(robot: Companion, tmp_path: Path) -> None:
