@@ -37,6 +37,8 @@ class Cell:
         self.now_ns = START_NS
         self.position = robot.rest_position.copy()
         self.follow, self.noise = follow, noise
+        self.sag = np.zeros(robot.dof)
+        """How far below its command the arm comes to rest."""
         self.encoders_work = True
         self.wrong_stamp_ns = 0
         self.commands: list[NDArray[np.float64] | None] = []
@@ -60,7 +62,7 @@ class Cell:
             command = self.executor.tick(self.now_ns)
             self.commands.append(None if command is None else command.copy())
             if command is not None:
-                self.position = self.position + self.follow * (command - self.position)
+                self.position = self.position + self.follow * (command + self.sag - self.position)
             self.read_encoders()
 
     def send(

@@ -296,8 +296,8 @@ class Executor:
             rests = path is None and self._mover.motion.still
             self._rest_ns = None if not rests else self._rest_ns or now_ns
             self._watch.commanded(setpoint)
-            if self._feedback.position is not None:
-                self._steady.update(setpoint, self._feedback.position, now_ns)
+            fresh = None if self._feedback.stale(now_ns) else self._feedback.position
+            self._steady.note(setpoint, fresh, now_ns)
             return setpoint
 
     def _path(self, due_ns: int) -> Timeline | Ramp | None:

@@ -41,6 +41,13 @@ class SteadyTarget:
         self._target = None
         self._error[:] = np.nan
 
+    def note(self, target: Array, measured: Array | None, now_ns: int) -> None:
+        """As `update`; without a fresh reading nothing is known of the arm any more."""
+        if measured is None:
+            self.forget()
+        else:
+            self.update(target, measured, now_ns)
+
     def update(self, target: Array, measured: Array, now_ns: int) -> None:
         """The arm is told to be at `target` and is at `measured`."""
         if self._target is None:

@@ -372,3 +372,29 @@ def test_noisy_chunks_are_followed_smoothly_and_on_time() -> None:
     assert np.sqrt(np.mean(np.array(errors)[100:, :5] ** 2)) < 0.005, "worse than the noise of the rows themselves"
     jerk = np.diff(cell.sent[100:, :5], n=3, axis=0) * 1e6 / ROBOT.limits.jerk[:5]
     assert np.sqrt(np.mean(jerk**2)) < 0.15
+
+
+def test_an_arm_that_sags_begins_at_its_target_again_and_one_that_was_silent_where_it_is() -> None:
+    cell = Cell(ExecutorConfig(max_tracking_error=0.5), follow=1.0)
+    cell.sag = np.array([0.0, -0.06, 0.0, 0.0, 0.0, 0.0])
+    cell.arm()
+    target = cell.position.copy()
+    cell.tick(80)
+    cell.executor.disarm(cell.now_ns)
+    cell.tick(20)
+    for _ in range(5):  # held again and again, it does not sink
+        cell.arm()
+        cell.tick()
+        np.testing.assert_allclose(cell.sent[-1], target, atol=1e-9)
+        cell.tick(80)
+        cell.executor.disarm(cell.now_ns)
+        cell.tick(20)
+    cell.arm()
+    cell.encoders_work = False
+    cell.tick(80)  # nothing is known of an arm that is silent, though its target stays the same
+    cell.encoders_work = True
+    cell.executor.disarm(cell.now_ns)
+    cell.tick(20)
+    cell.arm()
+    cell.tick()
+    np.testing.assert_allclose(cell.sent[-1], target + cell.sag, atol=1e-9)

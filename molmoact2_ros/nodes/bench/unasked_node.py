@@ -249,7 +249,8 @@ class UnaskedNode(DrillNode):
 
     def _recover(self) -> None:
         """Whatever state it is in: reset, disarm, and arm into motion."""
-        if "driver/recover" in self._reason:
+        self._ended.wait(0.5)
+        if "driver/recover" in self._reason + self._driver:
             self._ask(self._recover_client)
         self._wait(lambda: self._driver == "ok", "a sound driver", 20.0)
         self._stop.publish(Bool(data=False))
