@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.checkpoint import BOUNDED_MODES, Checkpoint
+from molmoact2_ros.policy.agreement import trained_range
+from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.interface import Observation, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import Answer, DepthCache, normalized_task
@@ -92,6 +93,8 @@ class ModelPolicy:
     def infer(self, observation: Observation) -> Prediction:
         """Predict a chunk; see `Policy.infer`."""
         task = normalized_task(observation.task)
+        if task and not self._checkpoint.normalize_language:
+            task = observation.task
         if not task:
             raise ValueError(
                 f"the task {observation.task!r} is empty: without words the model moves confidently and wrongly; say "
@@ -178,10 +181,7 @@ class ModelPolicy:
 
     def _report_outside(self, state: NDArray[np.float64]) -> None:
         """Say, when it changes, which joints have left the range of the training states (they are clipped to it)."""
-        stats = self._checkpoint.metadata["state_stats"]
-        if "q01" not in stats or "q99" not in stats:
-            return
-        low, high = np.asarray(stats["q01"], dtype=np.float64), np.asarray(stats["q99"], dtype=np.float64)
+        low, high = trained_range(self._checkpoint.metadata["state_stats"], self._checkpoint.state_bounds)
         margin = 0.05 * (high - low)
         outside = tuple(
             name
@@ -199,9 +199,7 @@ class ModelPolicy:
 def _ranges(checkpoint: Checkpoint, robot: Embodiment) -> NDArray[np.float64]:
     """What the training's actions span, (dof,) in the checkpoint's units; infinite for grippers and joints that stood
     still."""
-    stats = checkpoint.metadata["action_stats"]
-    low, high = next((stats[a], stats[b]) for a, b in BOUNDED_MODES.values() if a in stats and b in stats)
-    ranges = np.asarray(high, dtype=np.float64) - np.asarray(low, dtype=np.float64)
+    ranges = checkpoint.action_bounds[1] - checkpoint.action_bounds[0]
     ranges[ranges <= 0.0] = np.inf
     ranges[list(robot.gripper_indices)] = np.inf
     return ranges

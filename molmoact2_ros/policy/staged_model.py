@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer
-from molmoact2_ros.policy.loading import check_tokenizer, load_model, load_processor
+from molmoact2_ros.policy.loading import load_model, open_processor
 from molmoact2_ros.policy.options import InferenceOptions as InferenceOptions
-from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence
+from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence, robot_stats
 from molmoact2_ros.policy.rtc import Prefix
 from molmoact2_ros.policy.stages.change import SeenCells, changed_cells, predicted, see_again
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, causal_mask
@@ -77,11 +77,10 @@ class StagedModel:
         self.sequence: list[int] = []
         self.model = loaded
         if loaded is None:
-            self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
-        processor = load_processor(checkpoint.directory)
+            self.model = load_model(checkpoint, device, dtype)
         config = self.model.config
-        check_tokenizer(checkpoint, processor.tokenizer, config)
-        self._stats = self.model._get_robot_stats()
+        processor = open_processor(checkpoint, config)
+        self._stats = robot_stats(checkpoint)
         tag = checkpoint.norm_tag
         self._dof = int(self._stats.get_action_dim(tag) or config.max_action_dim)
         self._horizon = int(self._stats.get_action_horizon(tag) or self.model.model._resolve_action_horizon())

@@ -147,7 +147,7 @@ def write_random_checkpoint(
     processor = build_processor(sizes, tokenizer)
     if not weights:
         write_settings(directory, config, processor, stats, "bfloat16")
-        save_file({"none": torch.zeros(1)}, str(directory / "model.safetensors"))
+        save_file({"lm_head.weight": torch.zeros(1)}, str(directory / "model.safetensors"))
         return directory
     model = new_model(config, seed)
     end_depth_at_once(model)

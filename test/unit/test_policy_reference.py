@@ -115,7 +115,7 @@ def test_predictions_equal_the_references(tmp_path: Path, options: dict[str, Any
 
 def test_weights_are_read_as_stored(directory: Path) -> None:
     opened = open_checkpoint(directory, ROBOT, TAG)
-    model = loading.load_model(directory, opened.config, opened.tensors, torch.device("cpu"), torch.float32)
+    model = loading.load_model(opened, torch.device("cpu"), torch.float32)
     stored = load_file(directory / "model.safetensors")
     assert set(stored) == set(model.state_dict())
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from molmoact2_ros.policy.weights import CheckpointError
+from molmoact2_ros.policy.checkpoints.settings import CheckpointError
 
 
 class KeyValueStore:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from molmoact2_ros.policy.checkpoints.settings import CheckpointError
 from molmoact2_ros.policy.stages.decoder import normed
 from molmoact2_ros.policy.stages.guidance import Guidance, integrate
-from molmoact2_ros.policy.weights import CheckpointError
 
 
 class FlowStage(nn.Module):
