@@ -176,6 +176,8 @@ def _part(directory: Path, config: Mapping[str, Any], kind: str) -> dict[str, An
     own = directory / _OWN_FILES[kind]
     if not config.get(kind) and own.is_file():
         return dict(json.loads(own.read_text()))
+    if not config.get(kind) and kind == "image_processor":
+        raise ValueError(f"neither processor_config.json nor {own.name} says how images are prepared")
     return dict(config.get(kind) or {})
 
 

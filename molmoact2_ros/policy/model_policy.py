@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.agreement import trained_range
 from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.checkpoints.special_tokens import added_tokens, token_in
 from molmoact2_ros.policy.interface import Observation, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import Answer, DepthCache, normalized_task
@@ -78,6 +79,7 @@ class ModelPolicy:
         self._cache_task = ""
         self._cache_stamp_ns = 0
         self._outside: tuple[str, ...] = ()
+        self._tokens = added_tokens(checkpoint.processor)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -99,6 +101,12 @@ class ModelPolicy:
             raise ValueError(
                 f"the task {observation.task!r} is empty: without words the model moves confidently and wrongly; say "
                 "what to do, for example 'pick up the red cube'"
+            )
+        token = token_in(observation.task, self._tokens)
+        if token:
+            raise ValueError(
+                f"the task {observation.task[:200]!r} contains {token}, which means something else to the model than "
+                "words; leave it out"
             )
         images = self._images(observation)
         joints = self._robot.checked(observation.joints, "joint positions")

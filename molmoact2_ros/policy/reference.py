@@ -82,6 +82,23 @@ def prompt_text(
     return text
 
 
+def steps_of(checkpoint: Checkpoint) -> int:
+    """Tokens that a depth sequence may have; 0 without depth reasoning."""
+    side = checkpoint.depth_side
+    return 0 if side is None else side * side + max(8, int(checkpoint.config["max_action_horizon"])) + 1
+
+
+def require_room(tokens: int, config: Any, room: int) -> None:
+    """A prompt of so many `tokens` must leave `room` for what the model writes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    most = int(config.text_config.max_position_embeddings) - room
+    if tokens > most:
+        raise ValueError(f"the task is too long: its prompt has {tokens} tokens, {most} fit; say it in fewer words")
+
+
 def state_bins(state: NDArray[np.float32], num_state_tokens: int) -> list[int]:
     """The state tokens of a scaled state (dof,), as indices."""
     return [int(index) for index in modeling()._discretize_normalized_state(state, num_state_tokens).reshape(-1)]
@@ -168,6 +185,7 @@ class ReferenceModel:
         self.model._molmoact2_robot_stats = robot_stats(checkpoint)
         self.checkpoint = checkpoint
         self.clock = StageClock(device)
+        self._room = steps_of(checkpoint)
         self._hook()
 
     def predict(
@@ -217,7 +235,9 @@ class ReferenceModel:
 
     def _timed_processor(self, *args: Any, **kwargs: Any) -> Any:
         with self.clock.stage("preprocess"):
-            return self.processor(*args, **kwargs)
+            made = self.processor(*args, **kwargs)
+        require_room(made["input_ids"].shape[1], self.model.config, self._room)
+        return made
 
     def _hook(self) -> None:
         """Time the stages where the reference passes from one to the next."""

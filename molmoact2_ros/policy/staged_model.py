@@ -20,7 +20,7 @@ from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer
 from molmoact2_ros.policy.loading import load_model, open_processor
 from molmoact2_ros.policy.options import InferenceOptions as InferenceOptions
-from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence, robot_stats
+from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence, robot_stats, steps_of
 from molmoact2_ros.policy.rtc import Prefix
 from molmoact2_ros.policy.stages.change import SeenCells, changed_cells, predicted, see_again
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, causal_mask
@@ -87,7 +87,9 @@ class StagedModel:
         self._first_row = int(config.n_obs_steps) - 1
         self._rows = int(self._stats.get_n_action_steps(tag) or self._horizon)
         self._depth = checkpoint.depth_side is not None
-        self._preprocess = Preprocess(processor, config, checkpoint.metadata, self._depth, device, log)
+        self._preprocess = Preprocess(
+            processor, config, checkpoint.metadata, self._depth, device, log, steps_of(checkpoint)
+        )
         self.stages = open_stages(self.model.model, self._dof)
         self._vision, self._decoder, self._flow = self.stages.vision, self.stages.decoder, self.stages.flow
         self._discrete: DiscreteActions | None = None

@@ -143,7 +143,7 @@ def write_random_checkpoint(
     )
 
     sizes, tokenizer, config = _described(size, robot, task)
-    stats = norm_stats(robot.norm_tag, _metadata(robot, horizon or sizes.horizon))
+    stats = norm_stats(robot.norm_tag, _metadata(robot, horizon or min(sizes.horizon, robot.horizon)))
     processor = build_processor(sizes, tokenizer)
     if not weights:
         write_settings(directory, config, processor, stats, "bfloat16")
@@ -176,22 +176,28 @@ def _described(size: str, robot: Embodiment, task: str) -> tuple[SmallModel, Any
 
 
 def _metadata(robot: Embodiment, horizon: int) -> dict[str, Any]:
-    """What `norm_stats.json` says about `robot`: chunks of `horizon` rows, ranges about its rest position."""
+    """What `norm_stats.json` says about `robot`: chunks of `horizon` rows, ranges about its rest position, and the
+    whole stroke of its grippers."""
     import numpy as np
 
-    middle = np.asarray(robot.model_from_joints(robot.rest_position), dtype=np.float64)
+    limits, grippers = robot.limits, list(robot.gripper_indices)
+    reach = 0.1 * (limits.upper - limits.lower)
+    ends = np.clip(np.stack((robot.rest_position - reach, robot.rest_position + reach)), limits.lower, limits.upper)
+    ends[:, grippers] = np.stack((limits.lower, limits.upper))[:, grippers]
+    vectors = np.asarray(robot.model_from_joints(ends), dtype=np.float64)
+    mask = [index not in grippers or robot.normalize_gripper for index in range(robot.dof)]
     stats = {
         "names": list(robot.joint_names),
-        "q01": (middle - 5.0).tolist(),
-        "q50": middle.tolist(),
-        "q99": (middle + 5.0).tolist(),
-        "mask": [True] * robot.dof,
+        "q01": vectors.min(axis=0).tolist(),
+        "q50": np.asarray(robot.model_from_joints(robot.rest_position)).tolist(),
+        "q99": vectors.max(axis=0).tolist(),
+        "mask": mask,
     }
     return {
         "action_key": "action",
         "state_key": "observation.state",
         "camera_keys": [f"observation.images.{name}" for name in robot.camera_names],
-        "normalize_gripper": True,
+        "normalize_gripper": robot.normalize_gripper,
         "action_horizon": horizon,
         "n_action_steps": horizon,
         "setup_type": robot.setup_type,

@@ -81,6 +81,8 @@ def _vector(stats: Mapping[str, Any], key: str, kind: str, where: str, dof: int)
         values = np.asarray(stats[key], dtype=np.float64)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{where}: {kind}_stats have no numbers {key!r}") from None
+    if values.ndim != 1:
+        raise CheckpointError(f"{where}: {kind}_stats have no numbers {key!r}")
     if values.shape != (dof,):
         raise CheckpointError(f"{where}: {kind} has {values.size} dimensions, expected {dof}")
     if not np.all(np.isfinite(values)):
