@@ -10,8 +10,14 @@ import numpy as np
 import torch
 
 from molmoact2_ros.embodiments import ModelFrame, embodiment
+from molmoact2_ros.policy import Choices, Observation, open_policy
+from molmoact2_ros.policy.reference import normalized_task
 
 ROBOT = embodiment("so101")
+TAG = ROBOT.norm_tag
+TASK = "Pick up the red cube."
+TOLERANCE = 1e-4
+"""Of an action, in the flow's scale of -1 .. 1."""
 SETUP, CONTROL = "single so101 robotic arm", "absolute joint pose"
 NAMES = [f"{name}.pos" for name in ROBOT.joint_names]
 ARM_LOW = np.array([-60.0, -104.0, -80.0, -70.0, -90.0, 1.0])
@@ -138,3 +144,53 @@ class Theirs:
 def degrees_of(joints: np.ndarray) -> np.ndarray:
     """The arm's joints as lerobot's driver gives them: degrees, the gripper 0 to 100."""
     return ROBOT.model_from_joints(joints, ModelFrame.ARM)
+
+
+def pictures(seed: int, cameras: dict[str, tuple[int, int]] | None = None) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    sizes = cameras or CAMERAS
+    return {name: random.integers(0, 256, (*size, 3)).astype(np.uint8) for name, size in sizes.items()}
+
+
+def joints(seed: int) -> np.ndarray:
+    low, high = ROBOT.joints_from_model(np.stack((ARM_LOW, ARM_HIGH)), ModelFrame.ARM)
+    return np.random.default_rng(seed).uniform(low, high)
+
+
+def hold(
+    directory: Path,
+    policy: Any = None,
+    backend: str = "torch",
+    choices: Choices | None = None,
+    seen_as: dict[str, str] | None = None,
+    task: str = TASK,
+    cameras: dict[str, tuple[int, int]] | None = None,
+) -> Any:
+    """Load `directory` both ways, and compare prompts and chunks on three moments; returns our policy."""
+    theirs = Theirs(directory, policy)
+    said: list[str] = []
+    ours: Any = open_policy(directory, ROBOT, TAG, backend=backend, device="cpu", choices=choices, log=said.append)
+    span = ours.checkpoint.action_bounds[1] - ours.checkpoint.action_bounds[0]
+    for seed in range(3):
+        images, measured = pictures(seed, cameras), joints(seed)
+        shown = {(seen_as or {}).get(name, name): image for name, image in images.items()}
+        moment = Observation(shown, dict.fromkeys(shown, 1), measured, 1, task)
+        ours._generator.manual_seed(seed)
+        prediction = ours.infer(moment)
+        expected = theirs.chunk(images, degrees_of(measured), task, seed)
+        got = degrees_of(prediction.chunk_joints)
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() < TOLERANCE * span.max() / 2, f"{seed}: {np.abs(got - expected).max()}"
+        if backend == "torch":
+            prompt = theirs.prompt(images, degrees_of(measured), task)["input_ids"][0]
+            assert torch.equal(our_prompt(ours, shown, measured, task), prompt)
+    ours.said = said
+    return ours
+
+
+def our_prompt(policy: Any, images: dict[str, np.ndarray], measured: np.ndarray, task: str) -> torch.Tensor:
+    opened, model = policy.checkpoint, policy._model
+    state = model._stats.normalize_state(ROBOT.model_from_joints(measured, opened.frame), opened.norm_tag)
+    said = normalized_task(task) if opened.normalize_language else task
+    _, ids = model._preprocess.prompt(said, np.asarray(state, np.float32), [images[name] for name in opened.cameras])
+    return ids

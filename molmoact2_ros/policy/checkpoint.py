@@ -128,9 +128,11 @@ def read_contents(checkpoint: str | Path, norm_tag: str, base: str = "") -> Cont
     """
     directory = resolve_directory(checkpoint)
     if not (directory / "config.json").is_file():
-        inner = directory / "pretrained_model"
-        if inner.is_dir():  # of a training's folder, `checkpoints/<step>/`
-            directory = inner
+        # Of a training, the folder of a step or the whole.
+        inner = [directory / "pretrained_model", directory / "checkpoints" / "last" / "pretrained_model"]
+        found = next((folder for folder in inner if folder.is_dir()), None)
+        if found is not None:
+            directory = found
         elif (directory / ADAPTER).is_file() or (directory / ADAPTER_CONFIG).is_file():
             raise CheckpointError(
                 f"{directory}: a LoRA adapter alone: config.json and the processors' files are missing; name the "
