@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from molmoact2_ros import __version__
-from molmoact2_ros.cli import bench, compile, doctor, sim, train_cell
+from molmoact2_ros.cli import bench, compile, doctor, inspect_checkpoint, models, sim, train_cell
 from molmoact2_ros.cli.arguments import FAILED, INTERRUPTED, USAGE, UsageError
 
-COMMANDS = (sim, train_cell, doctor, compile, bench)
+COMMANDS = (sim, train_cell, doctor, models, inspect_checkpoint, compile, bench)
 
 
 def parser() -> argparse.ArgumentParser:
