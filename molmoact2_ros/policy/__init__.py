@@ -46,7 +46,9 @@ def open_policy(
         norm_tag: tag in `norm_stats.json`, always explicit: another tag is another robot's scaling. Of a checkpoint
             that `lerobot-train` wrote, which has one scaling and no tags, the robot's own or none.
         device: `cpu`, `cuda`, `cuda:N`, or `auto` (a GPU when there is one).
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on a CPU, as stored on a GPU).
+        dtype: `float32`, `bfloat16`, `float16`, `mixed` (bfloat16 matrices; action expert, norms and rotary positions
+            in float32), or `auto` (float32 on a CPU, mixed on a GPU), whatever the file holds. Backends other than
+            torch take bfloat16 for mixed.
         threads: CPU threads of torch in this process, 0 for its default.
         seed: of the flow's noise.
         cameras: those of `choices`, for short.

@@ -30,7 +30,7 @@ def merged(model: Any, adapter: Adapter, directory: Path) -> Any:
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    device = next(model.parameters()).device
     names = {info.file for info in adapter.tensors.values()}
     matrices: dict[str, torch.Tensor] = {}
     for file in sorted(names):
@@ -68,4 +68,4 @@ def merged(model: Any, adapter: Adapter, directory: Path) -> Any:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{directory}: the LoRA adapter cannot be merged: {error}") from error
-    return (whole.model if holder is not None else whole).to(dtype)
+    return whole.model if holder is not None else whole

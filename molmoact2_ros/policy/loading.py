@@ -20,7 +20,7 @@ import torch
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
 from molmoact2_ros.policy.checkpoints.weights import check_tensors
-from molmoact2_ros.policy.tensors import WeightsLook, read_tensors
+from molmoact2_ros.policy.tensors import WeightsLook, WeightTypes, read_tensors
 
 LEROBOT = "0.6.1"
 """The version whose private functions are used here."""
@@ -95,7 +95,7 @@ def empty_model(config: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"config.json does not describe a MolmoAct2 model: {error}") from error
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | WeightTypes) -> Any:
     """The reference model with the weights of `checkpoint`, strictly, in evaluation mode.
 
     The class's own `from_pretrained` is not used: with this version of transformers it loads the weights and then draws
@@ -106,6 +106,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
         CheckpointError: the weights do not fit the configuration, the files cannot be read, or what is in them cannot
             be weights.
     """
+    types = dtype if isinstance(dtype, WeightTypes) else WeightTypes(dtype, dtype)
     model = empty_model(checkpoint.config)
     wanted = model.state_dict()
     check_tensors(
@@ -120,9 +121,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     for file, pairs in sorted(by_file.items()):
         for name, tensor in read_tensors(checkpoint.directory / file, pairs):
             look.at(name, tensor)
-            # Rotary frequencies stay float32: the model computes them anew anyway.
-            kind = torch.float32 if "inv_freq" in name else dtype
-            weights[name] = tensor.to(device=device, dtype=kind, copy=True)
+            weights[name] = tensor.to(device=device, dtype=types.of(name, tensor), copy=True)
     look.finish()
     model.load_state_dict(weights, strict=True, assign=True)
     if checkpoint.adapter is not None:

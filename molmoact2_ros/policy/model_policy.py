@@ -18,9 +18,14 @@ from molmoact2_ros.policy.interface import Observation, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import Answer, DepthCache, normalized_task
 from molmoact2_ros.policy.rtc import ChunkGuide, Prefix, RTCOptions
+from molmoact2_ros.policy.tensors import MIXED, WeightTypes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES: dict[str, torch.dtype | WeightTypes] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "mixed": MIXED,
+}
 
 
 class Model(Protocol):
@@ -53,7 +58,7 @@ class ModelPolicy:
         self,
         checkpoint: Checkpoint,
         robot: Embodiment,
-        open_model: Callable[[torch.device, torch.dtype], Model],
+        open_model: Callable[[torch.device, torch.dtype | WeightTypes], Model],
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -70,7 +75,7 @@ class ModelPolicy:
         self._checkpoint = checkpoint
         self._robot = robot
         self._log = log
-        self._model = open_model(where, _dtype(dtype, where, checkpoint))
+        self._model = open_model(where, _dtype(dtype, where))
         self._generator = torch.Generator(device=where).manual_seed(seed)
         self._guide = ChunkGuide(rtc or RTCOptions(), checkpoint.rate_hz, _ranges(checkpoint, robot))
         self._now_ns = now_ns
@@ -225,7 +230,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+def _dtype(name: str, device: torch.device) -> torch.dtype | WeightTypes:
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
@@ -233,5 +238,5 @@ def _dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dty
     if device.type == "cpu":
         # Half precision is emulated on most CPUs, and a small model fits in float32.
         return torch.float32
-    head = checkpoint.tensors.get("lm_head.weight")
-    return _STORED.get(head.dtype if head else "", torch.bfloat16)
+    # Whatever the file holds: the released ones are float32, which nobody runs.
+    return MIXED

@@ -28,6 +28,7 @@ from molmoact2_ros.policy.stages.guidance import Guidance
 from molmoact2_ros.policy.stages.preprocess import Preprocess, Template
 from molmoact2_ros.policy.stages.speculation import Acceptance, DepthVocabulary, Script, Speculation
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
+from molmoact2_ros.policy.tensors import WeightTypes
 
 CPU_ROW_COST = 0.06
 """One more row of a verified block on a CPU, as a share of a forward of one row; from the prototypes' timings."""
@@ -64,7 +65,7 @@ class StagedModel:
         self,
         checkpoint: Checkpoint,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype | WeightTypes,
         log: Callable[[str], None],
         options: InferenceOptions | None = None,
         open_stages: OpenStages = torch_stages,

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from molmoact2_ros.policy.checkpoints.settings import CheckpointError
 
-MAPPED_BYTES = 256 << 20
+MAPPED_BYTES = 64 << 20
 """Of a file so much is mapped at most before it is opened anew: mapped pages count as this process's memory."""
+
+
+@dataclass(frozen=True)
+class WeightTypes:
+    """Which type weights are held and computed in.
+
+    Attributes:
+        matrices: of the vision encoder and the text model. precise: of the action expert and of the text model's norms.
+    """
+
+    matrices: torch.dtype
+    precise: torch.dtype
+
+    def of(self, name: str, tensor: torch.Tensor) -> torch.dtype:
+        """The type of one weight. Rotary frequencies stay float32: rounded ones would turn every position."""
+        if "inv_freq" in name:
+            return torch.float32
+        norm = ".transformer." in name and "vision" not in name and tensor.ndim == 1 and name.endswith("weight")
+        return self.precise if norm or "action_expert" in name else self.matrices
+
+
+MIXED = WeightTypes(torch.bfloat16, torch.float32)
+"""As lerobot's development version computes: bfloat16 throughout did not pass its parity checks, this did."""
+
+
+def plain_type(kind: torch.dtype | WeightTypes) -> torch.dtype:
+    """One type in place of several, for what knows one only."""
+    return kind.matrices if isinstance(kind, WeightTypes) else kind
+
+
 MAY_BE_ZERO = ("depth_gate",)
 """Parts of names whose matrices a sound checkpoint may leave at zero."""
 

@@ -120,12 +120,20 @@ def random_model(config: Any, device: Any, dtype: Any, seed: int = 0) -> Any:
 
 
 def write_random_checkpoint(
-    directory: Path, size: str, robot: Embodiment, task: str, seed: int = 0, horizon: int = 0, weights: bool = True
+    directory: Path,
+    size: str,
+    robot: Embodiment,
+    task: str,
+    seed: int = 0,
+    horizon: int = 0,
+    weights: bool = True,
+    dtype: Any = None,
 ) -> Path:
     """Write a random checkpoint of `size` for `robot` into `directory` and return it; its depth sequences end.
 
     Args:
         horizon: rows of a chunk, 0 for what the size says.
+        dtype: that weights are stored in; None: bfloat16.
         weights: False writes one empty tensor in their place: `random_model` makes them where they are needed.
 
     Raises:
@@ -151,7 +159,7 @@ def write_random_checkpoint(
         return directory
     model = new_model(config, seed)
     end_depth_at_once(model)
-    write_checkpoint(directory, model, processor, stats, torch.bfloat16)
+    write_checkpoint(directory, model, processor, stats, dtype or torch.bfloat16)
     return directory
 
 

@@ -24,7 +24,7 @@ PARAMETERS = (
     Parameter("joint_frame", "auto", f"SO arms: {', '.join(FRAMES)}; auto: told from the checkpoint, or refused."),
     Parameter("backend", "auto", f"What runs the model: {', '.join(BACKENDS)}."),
     Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
-    Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
+    Parameter("dtype", "auto", "auto (float32 on a CPU, mixed on a GPU), float32, bfloat16, float16 or mixed."),
     Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
     Parameter("amx", "auto", f"torch: float32 products on the CPU's matrix unit: {', '.join(AMX_PRECISIONS)}."),
     Parameter("cuda_graphs", "auto", f"torch: whole stages as CUDA graphs: {', '.join(SWITCHES)}; auto: on a GPU."),

@@ -49,7 +49,8 @@ class FlowStage(nn.Module):
         Args:
             ids: (n,) every token behind `keys` and `values` (layers, n, text kv width): prompt and depth sequence.
         """
-        return self.project(*self._conditioned(ids, keys, values))
+        kind = self.expert.action_embed.weight.dtype
+        return self.project(*self._conditioned(ids, keys.to(kind), values.to(kind)))
 
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (layers, n, text kv width) as the expert's heads read them, (layers, heads, n, head size)."""
