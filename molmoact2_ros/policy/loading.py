@@ -20,18 +20,21 @@ import torch
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
 from molmoact2_ros.policy.checkpoints.weights import check_tensors
+from molmoact2_ros.policy.reference_contract import broken
 from molmoact2_ros.policy.tensors import WeightsLook, WeightTypes, read_tensors
 
-LEROBOT = "0.6.1"
-"""The version whose private functions are used here."""
+LEROBOT, SERIES = "0.6.1", "0.6."
+"""The version that is tested, and those that may run: what is called in them is checked when it is loaded."""
 
 _PACKAGE = "lerobot.policies.molmoact2.molmoact2_hf_model"
 _ALIAS = "molmoact2_reference"
+_HELD: set[ModuleType] = set()
+"""Modules whose functions were found to be as tested."""
 _LABELS = {"auto_map", "processor_class", "image_processor_type", "video_processor_type"}
 
 
 def require_lerobot() -> None:
-    """Refuse another version of lerobot than the one this adapter was written against.
+    """Refuse another series of lerobot than the one this adapter was written against.
 
     Raises:
         RuntimeError: lerobot is absent, or of another version.
@@ -40,10 +43,10 @@ def require_lerobot() -> None:
         found = version("lerobot")
     except PackageNotFoundError:
         raise RuntimeError(f"lerobot is not installed; install lerobot[molmoact2]=={LEROBOT}") from None
-    if found != LEROBOT:
+    if not found.startswith(SERIES):
         raise RuntimeError(
-            f"lerobot {found} is installed, the policy needs {LEROBOT}: it calls private functions of the reference "
-            f"model, which may differ in another version; install lerobot[molmoact2]=={LEROBOT}"
+            f"lerobot {found} is installed, the policy needs {SERIES}x: it calls private functions of the reference "
+            f"model, which differ in other series; install lerobot[molmoact2]=={LEROBOT}"
         )
 
 
@@ -75,8 +78,21 @@ def reference_module(name: str) -> ModuleType:
 
 
 def modeling() -> ModuleType:
-    """The reference's `modeling_molmoact2`."""
-    return reference_module("modeling_molmoact2")
+    """The reference's `modeling_molmoact2`.
+
+    Raises:
+        RuntimeError: lerobot is absent, of another series, or what is called in it has changed.
+    """
+    module = reference_module("modeling_molmoact2")
+    if module not in _HELD:
+        changed = broken(module)
+        if changed:
+            raise RuntimeError(
+                f"lerobot {version('lerobot')} differs from {LEROBOT} in what the policy calls: {'; '.join(changed)}; "
+                f"install lerobot[molmoact2]=={LEROBOT}"
+            )
+        _HELD.add(module)
+    return module
 
 
 def empty_model(config: Mapping[str, Any]) -> Any:
