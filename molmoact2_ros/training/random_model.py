@@ -46,16 +46,20 @@ SIZES: dict[str, SmallModel] = {
         text_head_dim=128,
         text_mlp=9728,
         rope_theta=5e6,
-        max_positions=4096,
+        max_positions=16384,
+        added_tokens=128,
         action_width=768,
         action_heads=8,
+        action_mlp_ratio=4.0,
+        action_ffn_multiple=256,
         timestep_width=256,
         num_depth_codes=100,
         depth_gate=True,
+        depth_gate_per_layer=True,
     ),
 }
 """The cell's own size with the released depth grid; 1024 wide with 16 layers; and the released size."""
-FULL_VOCABULARY = 152_064
+FULL_VOCABULARY = 154_624
 """Rows of the full-size embedding and head. The prompts are those of the small tokenizer."""
 FULL_BYTES = 16 * 10**9
 """GPU memory that the full-size model must find free."""
