@@ -181,7 +181,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     elif options.policy == "molmoact2":
         threads = max(1, (os.cpu_count() or 2) // 2)
         given, _ = cell.chosen("checkpoint")
-        found.append(node("policy_node", given, {**checkpoint, "norm_tag": robot.norm_tag}, threads=threads))
+        known: dict[str, Value] = {**checkpoint, "norm_tag": robot.norm_tag, "cell_cameras": cameras}
+        found.append(node("policy_node", given, known, threads=threads))
     # Our drivers say which commands have gone out to the arm; on a robot their silence is a fault.
     silence: dict[str, Value] = {} if options.sim or external(options) else {"acknowledgement_timeout_s": 1.0}
     found.append(node("executor_node", {}, {**silence, **franka_ros2_parameters(options)}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 Commands = argparse._SubParsersAction
 """Where a command adds its parser."""
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class UsageError(Exception):
@@ -45,11 +42,12 @@ def options_from(arguments: argparse.Namespace) -> Options:
         ValueError: an option has a value that cannot work.
     """
     from molmoact2_ros.bringup.options import Options, missing_checkpoint
+    from molmoact2_ros.policy.checkpoints.location import hub_name
 
     checkpoint = arguments.checkpoint
     if checkpoint and Path(checkpoint).expanduser().is_dir():
         checkpoint = str(Path(checkpoint).expanduser().resolve())
-    elif checkpoint and not _HUB_ID.fullmatch(checkpoint):
+    elif checkpoint and hub_name(checkpoint) is None:
         raise UsageError(f"{checkpoint!r} is neither a directory nor a Hugging Face id such as org/name")
     options = Options(
         robot=arguments.robot,

@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
         "--size", choices=("small", "mid", "full"), default="small", help="random model; full: on a GPU (%(default)s)"
     )
     policy.add_argument("--checkpoint", default="", metavar="DIR|ID", help="a trained one instead of a random model")
+    policy.add_argument("--robot", default="so101", metavar="NAME", help="whose checkpoint it is (%(default)s)")
     policy.add_argument("--cameras", type=int, default=0, metavar="N", help="pictures a call (2; full: 2 and 3)")
     policy.add_argument("--changed", type=float, metavar="SHARE", help="of depth cells (0, 5, 10, 25, 50 and 100 %%)")
     policy.add_argument("--backend", action="append", default=[], metavar="B", help="may be repeated (all there are)")
@@ -139,6 +140,7 @@ def _policy(arguments: argparse.Namespace) -> int:
 
     settings = PolicyBench(
         size=arguments.size,
+        robot=arguments.robot,
         checkpoint=arguments.checkpoint,
         cameras=arguments.cameras or 2,
         changed=arguments.changed,

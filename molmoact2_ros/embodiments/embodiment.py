@@ -31,7 +31,7 @@ class ModelFrame(Enum):
     TRAINING = "training"
     """The frame of the training data (released checkpoints)."""
     ARM = "arm"
-    """The arm's own frame: the checkpoint already contains the transform (LeRobot conversions)."""
+    """The arm's own frame (what is fine-tuned with lerobot today)."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Model vectors are in degrees in the frame of the training data (the old LeRobot calibration), the gripper in 0..100
 with 0 closed. LeRobot's drivers report degrees about mid-range (`use_degrees=True`), which is also the zero of the
-URDF, so the arm frame is `deg(q)`; the training frame is `signs * arm + offsets`. LeRobot conversions of the
-checkpoint already contain that transform: applying it twice, or not at all, drives the arm into the table.
+URDF, so the arm frame is `deg(q)`; the training frame is `signs * arm + offsets`. Applying that transform twice, or not
+at all, drives the arm into the table.
 
 Sources: `urdf/so101.urdf` for kinematics, ranges and velocities, lerobot for units, allenai/MolmoAct2-SO100_101 for
 the frame.
@@ -11,9 +11,7 @@ the frame.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,42 +96,6 @@ class So101(Embodiment):
         joints = np.radians(arm)
         joints[..., GRIPPER] = _LOWER[GRIPPER] + arm[..., GRIPPER] / 100.0 * (_UPPER[GRIPPER] - _LOWER[GRIPPER])
         return joints
-
-
-def frame_of_checkpoint(directory: Path, state_stats: dict[str, Any]) -> ModelFrame:
-    """Tell whether the checkpoint in `directory` expects the training frame or already contains the transform.
-
-    A LeRobot conversion says so in `policy_preprocessor.json` (step `molmoact2_state_frame_transform` with
-    `joint_signs` and `joint_offsets`); a released checkpoint has no such file. The choice is then held against the
-    medians of the training states: in the training frame the shoulder lift and the elbow of this arm stay above zero.
-
-    Raises:
-        ValueError: the file carries another transform than the published one, or the medians contradict the choice.
-    """
-    frame = ModelFrame.TRAINING
-    preprocessor = directory / "policy_preprocessor.json"
-    if preprocessor.is_file():
-        for step in json.loads(preprocessor.read_text()).get("steps", []):
-            if step.get("registry_name") != "molmoact2_state_frame_transform":
-                continue
-            signs, offsets = (step.get("config", {}).get(key) for key in ("joint_signs", "joint_offsets"))
-            if signs is None or offsets is None:
-                continue
-            if not (np.allclose(signs, SIGNS[: len(signs)]) and np.allclose(offsets, OFFSETS[: len(offsets)])):
-                raise ValueError(
-                    f"{preprocessor}: joint_signs {signs} and joint_offsets {offsets} are not the published SO "
-                    f"transform ({SIGNS.tolist()}, {OFFSETS.tolist()}); check which robot this checkpoint was "
-                    "converted for"
-                )
-            frame = ModelFrame.ARM
-    median = state_stats.get("q50")
-    if frame is ModelFrame.TRAINING and median is not None and (median[1] < 0.0 or median[2] < 0.0):
-        raise ValueError(
-            f"{directory}: the median training state has shoulder_lift {median[1]:.1f} and elbow_flex "
-            f"{median[2]:.1f} deg, but in the frame of the released SO checkpoints both are positive. This "
-            "checkpoint was trained in another frame; using it would drive the arm the wrong way"
-        )
-    return frame
 
 
 SO101 = So101("so101")

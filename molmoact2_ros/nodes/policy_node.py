@@ -22,7 +22,13 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
-from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, inference_options, request_options, rtc_options
+from molmoact2_ros.nodes.ros.policy_parameters import (
+    PARAMETERS,
+    checkpoint_choices,
+    inference_options,
+    request_options,
+    rtc_options,
+)
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
 from molmoact2_ros.policy.agreement import TrainedStates
@@ -63,7 +69,6 @@ class PolicyNode(MolmoNode):
 
     def setup(self) -> None:
         self._robot: Embodiment = embodiment(self.param("robot"))
-        cameras = tuple(name for name in self.param("cameras") if name)
         self._policy = open_policy(
             self.param("checkpoint"),
             self._robot,
@@ -73,7 +78,7 @@ class PolicyNode(MolmoNode):
             dtype=self.param("dtype"),
             threads=self.param("threads"),
             seed=self.param("seed"),
-            cameras=cameras or None,
+            choices=checkpoint_choices(self.param),
             options=inference_options(self.param),
             rtc=rtc_options(self.param),
             max_gap_s=self.param("depth.max_gap_s"),
@@ -81,7 +86,7 @@ class PolicyNode(MolmoNode):
             log=self.get_logger().warning,
         )
         requests = request_options(self.param)
-        used = self._policy.checkpoint.cameras
+        used = tuple(dict.fromkeys(self._policy.checkpoint.cameras))
         self._warm_up(self._policy, used)
         opened = self._policy.checkpoint
         trained = TrainedStates(opened.metadata["state_stats"], self._robot, opened.frame)
@@ -100,7 +105,8 @@ class PolicyNode(MolmoNode):
         sys.setswitchinterval(1e-3)
         self._requests = Requests(requests, opened.horizon / opened.rate_hz)
         depth = f"depth {opened.depth_side} x {opened.depth_side}" if opened.depth_side else "no depth reasoning"
-        self.get_logger().info(f"{opened.directory.name}: tag {opened.norm_tag}, cameras {', '.join(used)}, {depth}")
+        shown = f"tag {opened.norm_tag}, pictures {', '.join(opened.cameras)}, {depth}"
+        self.get_logger().info(f"{opened.directory.name}: {opened.layout}, {shown}")
 
     def start(self) -> None:
         self._running = True

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError, Choices, open_checkpoint
 from molmoact2_ros.policy.interface import Observation, Policy, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S, InferenceOptions
 from molmoact2_ros.policy.rtc import RTCOptions
@@ -29,6 +29,7 @@ def open_policy(
     threads: int = 0,
     seed: int = 0,
     cameras: tuple[str, ...] | None = None,
+    choices: Choices | None = None,
     options: InferenceOptions | None = None,
     rtc: RTCOptions | None = None,
     max_gap_s: float = MAX_GAP_S,
@@ -38,15 +39,20 @@ def open_policy(
     """Open a checkpoint and return the policy that runs it.
 
     Args:
-        checkpoint: a directory in the released format, the name of a bundled checkpoint, or a Hugging Face id.
+        checkpoint: a directory (released, or written by `lerobot-train`), the name of a bundled checkpoint, or a
+            Hugging Face id or address, with `@revision` if need be.
         robot: the embodiment that will execute the chunks; checked against the checkpoint.
         backend: one of `BACKENDS`.
-        norm_tag: tag in `norm_stats.json`, always explicit: another tag is another robot's scaling.
+        norm_tag: tag in `norm_stats.json`, always explicit: another tag is another robot's scaling. Of a checkpoint
+            that `lerobot-train` wrote, which has one scaling and no tags, the robot's own or none.
         device: `cpu`, `cuda`, `cuda:N`, or `auto` (a GPU when there is one).
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on a CPU, as stored on a GPU).
+        dtype: `float32`, `bfloat16`, `float16`, `mixed` (bfloat16 matrices; action expert, norms and rotary positions
+            in float32), or `auto` (float32 on a CPU, mixed on a GPU), whatever the file holds. Backends other than
+            torch take bfloat16 for mixed.
         threads: CPU threads of torch in this process, 0 for its default.
         seed: of the flow's noise.
-        cameras: the robot's cameras in the order of the prompt, where the checkpoint's camera names do not say it.
+        cameras: those of `choices`, for short.
+        choices: what the user says of cameras, base and joint frame, where the checkpoint leaves it open.
         options: kind of actions and how depth is predicted; backend reference has the default ones only.
         rtc: guidance by the last chunk (off by default); not with backend reference.
         max_gap_s: depth that is older is not replayed, s.
@@ -61,7 +67,7 @@ def open_policy(
         raise ValueError(f"unknown backend {backend!r}; this version has: {', '.join(BACKENDS)}")
     options, rtc = options or InferenceOptions(), rtc or RTCOptions()
     _check(backend, options, rtc)
-    opened = open_checkpoint(checkpoint, robot, norm_tag, cameras=cameras, action_mode=options.action_mode)
+    opened = open_checkpoint(checkpoint, robot, norm_tag, cameras, options.action_mode, choices)
     say = log or logging.getLogger(__name__).warning
     for note in opened.notes:
         say(note)
@@ -103,6 +109,7 @@ __all__ = [
     "BACKENDS",
     "Checkpoint",
     "CheckpointError",
+    "Choices",
     "InferenceOptions",
     "Observation",
     "Policy",

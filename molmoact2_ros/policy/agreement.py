@@ -41,9 +41,14 @@ class Row:
 
 
 def compare(
-    metadata: Mapping[str, Any], tag: str, robot: Embodiment, cameras: Sequence[str] | None = None
+    metadata: Mapping[str, Any], tag: str, robot: Embodiment, cameras: Sequence[str], seen: bool, released: bool
 ) -> tuple[Row, ...]:
-    """What `robot` and the `metadata` of norm tag `tag` say of the same things; `cameras` are the user's choice."""
+    """What `robot` and the `metadata` of norm tag `tag` say of the same things.
+
+    Args:
+        cameras: the user's choice or the cell's. seen: they serve what the checkpoint wants to see.
+        released: the layout, in which an SO arm's vectors are always in the frame of the training.
+    """
     rows = []
 
     def row(what: str, ours: object, theirs: object, differs: bool | None = None) -> None:
@@ -55,12 +60,9 @@ def compare(
     for kind in ("state", "action"):
         row(f"{kind} size", robot.dof, _size(metadata.get(f"{kind}_stats")))
     keys = [str(key).rsplit(".", 1)[-1] for key in metadata.get("camera_keys") or ()]
-    count = len(keys) or len(robot.camera_names)
-    names = list(cameras or robot.camera_names)
-    wrong = not robot.min_cameras <= count <= len(robot.camera_names) or _reordered(names, keys)
-    row("cameras", ", ".join(names), ", ".join(keys) or "not named", wrong)
+    row("cameras", ", ".join(cameras), ", ".join(keys) or "not named", not seen)
     rows_said = metadata.get("n_action_steps") or metadata.get("action_horizon")
-    longer = rows_said is not None and int(rows_said) > robot.horizon
+    longer = isinstance(rows_said, int) and rows_said > robot.horizon
     row("chunk", f"{robot.horizon} rows at {robot.rate_hz:g} Hz", f"{rows_said} rows", longer)
     scaled = metadata.get("normalize_gripper")
     differs = scaled is not None and bool(scaled) != robot.normalize_gripper
@@ -69,7 +71,7 @@ def compare(
     order = order_problem(theirs, robot)
     row("joint order", ", ".join(robot.joint_names), ", ".join(theirs) or "not named", bool(order))
     median = (metadata.get("state_stats") or {}).get("q50")
-    if robot.family == "so101" and isinstance(median, list) and len(median) == robot.dof:
+    if released and robot.family == "so101" and isinstance(median, list) and len(median) == robot.dof:
         lift, elbow = (float(value) for value in median[1:3])
         said = f"median lift {lift:.0f}, elbow {elbow:.0f} deg"
         row("SO frame", "training: lift and elbow above 0", said, lift < 0.0 or elbow < 0.0)
@@ -107,7 +109,7 @@ def order_problem(names: Sequence[str], robot: Embodiment) -> str:
     return ""
 
 
-def problems(metadata: Mapping[str, Any], tag: str, robot: Embodiment, cameras: Sequence[str] | None) -> list[str]:
+def problems(metadata: Mapping[str, Any], tag: str, robot: Embodiment) -> list[str]:
     """What stops the launch and is said nowhere else: one sentence each, with what to do."""
     out = []
     if _another_robots_tag(tag, robot):
@@ -121,27 +123,52 @@ def problems(metadata: Mapping[str, Any], tag: str, robot: Embodiment, cameras: 
     order = order_problem(_names(metadata), robot)
     if order:
         out.append(f"norm tag {tag!r}: joints in another order: {order}")
-    keys = [str(key).rsplit(".", 1)[-1] for key in metadata.get("camera_keys") or ()]
-    if cameras is not None and _reordered(list(cameras), keys):
-        out.append(f"cameras are given as {', '.join(cameras)}, but the checkpoint was trained on {', '.join(keys)}")
-    stats = metadata.get("action_stats")
-    if isinstance(stats, Mapping) and not out:
-        out += _gripper_units(stats, tag, robot)
     return out
+
+
+def trained_range(stats: Mapping[str, Any], otherwise: Array) -> Array:
+    """What the training's states or actions spanned, (2, dof) in the checkpoint's units: their outer quantiles, or the
+    nearest to them that the statistics have, else `otherwise`."""
+    for low, high in (("q01", "q99"), ("min", "max")):
+        if low in stats and high in stats:
+            return np.array([stats[low], stats[high]], dtype=np.float64)
+    if "mean" in stats and "std" in stats:
+        middle, spread = np.asarray(stats["mean"], dtype=np.float64), np.asarray(stats["std"], dtype=np.float64)
+        return np.stack((middle - 2.3 * spread, middle + 2.3 * spread))
+    return otherwise
+
+
+def gripper_units(bounds: Array, tag: str, robot: Embodiment) -> list[str]:
+    """A gripper whose targets, between `bounds` (2, dof), span a sliver of its stroke or go far beyond it is in other
+    units: one line, or none."""
+    low, high = bounds
+    poses = np.tile(robot.rest_position, (2, 1))
+    grippers = list(robot.gripper_indices)
+    poses[:, grippers] = np.array([robot.limits.lower, robot.limits.upper])[:, grippers]
+    closed, opened = robot.model_from_joints(poses)
+    for g in robot.gripper_indices:
+        full = abs(opened[g] - closed[g])
+        if high[g] - low[g] < 0.02 * full or max(abs(low[g]), abs(high[g])) > 1.5 * full:
+            bottom, top = sorted((float(closed[g]), float(opened[g])))
+            return [
+                f"norm tag {tag!r}: {robot.joint_names[g]} spans {low[g]:g} to {high[g]:g}, on {robot.name} it goes "
+                f"from {bottom:g} to {top:g}; its units are other ones"
+            ]
+    return []
 
 
 class TrainedStates:
     """The states that a checkpoint was trained on, as joint positions.
 
     Args:
-        stats: `state_stats` of the tag, model units: q01 and q99 (dof,), or min and max.
+        stats: `state_stats` of the tag, model units; see `trained_range`.
         frame: the joint frame of the checkpoint.
     """
 
     def __init__(self, stats: Mapping[str, Any], robot: Embodiment, frame: ModelFrame) -> None:
         self._robot = robot
-        keys = ("q01", "q99") if "q01" in stats else ("min", "max")
-        ends = robot.joints_from_model(np.array([stats[key] for key in keys], dtype=np.float64), frame)
+        anywhere = robot.model_from_joints(np.stack((robot.limits.lower, robot.limits.upper)), frame)
+        ends = robot.joints_from_model(trained_range(stats, anywhere), frame)
         self._low, self._high = ends.min(axis=0), ends.max(axis=0)
         least = np.full(robot.dof, LEAST_SLACK)
         for g in robot.gripper_indices:
@@ -171,11 +198,6 @@ def _another_robots_tag(tag: str, robot: Embodiment) -> bool:
     return tag != robot.norm_tag and any(tag == other.norm_tag for other in EMBODIMENTS.values())
 
 
-def _reordered(chosen: list[str], keys: list[str]) -> bool:
-    """The checkpoint names these very cameras, in another order."""
-    return sorted(chosen) == sorted(keys) and chosen != keys
-
-
 def _names(metadata: Mapping[str, Any]) -> list[str]:
     stats = metadata.get("action_stats")
     names = stats.get("names") if isinstance(stats, Mapping) else None
@@ -186,26 +208,6 @@ def _size(stats: object) -> object:
     if not isinstance(stats, Mapping):
         return "none"
     return next((len(values) for key in ("q01", "min") if isinstance(values := stats.get(key), list)), "none")
-
-
-def _gripper_units(stats: Mapping[str, Any], tag: str, robot: Embodiment) -> list[str]:
-    """A gripper whose training range is a sliver of its stroke, or far beyond it, is in other units."""
-    low, high = (np.asarray(stats.get(key, []), dtype=np.float64) for key in ("q01", "q99"))
-    if low.shape != (robot.dof,) or high.shape != (robot.dof,):
-        return []
-    poses = np.tile(robot.rest_position, (2, 1))
-    grippers = list(robot.gripper_indices)
-    poses[:, grippers] = np.array([robot.limits.lower, robot.limits.upper])[:, grippers]
-    closed, opened = robot.model_from_joints(poses)
-    for g in robot.gripper_indices:
-        full = abs(opened[g] - closed[g])
-        if high[g] - low[g] < 0.02 * full or max(abs(low[g]), abs(high[g])) > 1.5 * full:
-            bottom, top = sorted((float(closed[g]), float(opened[g])))
-            return [
-                f"norm tag {tag!r}: {robot.joint_names[g]} spans {low[g]:g} to {high[g]:g}, on {robot.name} it goes "
-                f"from {bottom:g} to {top:g}; its units are other ones"
-            ]
-    return []
 
 
 def _short(text: str) -> str:

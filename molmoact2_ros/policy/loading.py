@@ -19,18 +19,22 @@ from typing import Any
 import torch
 
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError
-from molmoact2_ros.policy.weights import TensorInfo, check_tensors
+from molmoact2_ros.policy.checkpoints.weights import check_tensors
+from molmoact2_ros.policy.reference_contract import broken
+from molmoact2_ros.policy.tensors import WeightsLook, WeightTypes, read_tensors
 
-LEROBOT = "0.6.1"
-"""The version whose private functions are used here."""
+LEROBOT, SERIES = "0.6.1", "0.6."
+"""The version that is tested, and those that may run: what is called in them is checked when it is loaded."""
 
 _PACKAGE = "lerobot.policies.molmoact2.molmoact2_hf_model"
 _ALIAS = "molmoact2_reference"
+_HELD: set[ModuleType] = set()
+"""Modules whose functions were found to be as tested."""
 _LABELS = {"auto_map", "processor_class", "image_processor_type", "video_processor_type"}
 
 
 def require_lerobot() -> None:
-    """Refuse another version of lerobot than the one this adapter was written against.
+    """Refuse another series of lerobot than the one this adapter was written against.
 
     Raises:
         RuntimeError: lerobot is absent, or of another version.
@@ -39,10 +43,10 @@ def require_lerobot() -> None:
         found = version("lerobot")
     except PackageNotFoundError:
         raise RuntimeError(f"lerobot is not installed; install lerobot[molmoact2]=={LEROBOT}") from None
-    if found != LEROBOT:
+    if not found.startswith(SERIES):
         raise RuntimeError(
-            f"lerobot {found} is installed, the policy needs {LEROBOT}: it calls private functions of the reference "
-            f"model, which may differ in another version; install lerobot[molmoact2]=={LEROBOT}"
+            f"lerobot {found} is installed, the policy needs {SERIES}x: it calls private functions of the reference "
+            f"model, which differ in other series; install lerobot[molmoact2]=={LEROBOT}"
         )
 
 
@@ -74,8 +78,21 @@ def reference_module(name: str) -> ModuleType:
 
 
 def modeling() -> ModuleType:
-    """The reference's `modeling_molmoact2`."""
-    return reference_module("modeling_molmoact2")
+    """The reference's `modeling_molmoact2`.
+
+    Raises:
+        RuntimeError: lerobot is absent, of another series, or what is called in it has changed.
+    """
+    module = reference_module("modeling_molmoact2")
+    if module not in _HELD:
+        changed = broken(module)
+        if changed:
+            raise RuntimeError(
+                f"lerobot {version('lerobot')} differs from {LEROBOT} in what the policy calls: {'; '.join(changed)}; "
+                f"install lerobot[molmoact2]=={LEROBOT}"
+            )
+        _HELD.add(module)
+    return module
 
 
 def empty_model(config: Mapping[str, Any]) -> Any:
@@ -94,35 +111,40 @@ def empty_model(config: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"config.json does not describe a MolmoAct2 model: {error}") from error
 
 
-def load_model(
-    directory: Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, TensorInfo],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Any:
-    """The reference model with the weights of `directory`, strictly, in evaluation mode.
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | WeightTypes) -> Any:
+    """The reference model with the weights of `checkpoint`, strictly, in evaluation mode.
 
     The class's own `from_pretrained` is not used: with this version of transformers it loads the weights and then draws
-    most of them anew, because the class initialises through `.data`, which transformers does not guard.
+    most of them anew, because the class initialises through `.data`, which transformers does not guard. Weights are
+    read one by one into their final type and place, so that no more than one is held twice.
 
     Raises:
-        CheckpointError: the weights do not fit the configuration, or the files cannot be read.
+        CheckpointError: the weights do not fit the configuration, the files cannot be read, or what is in them cannot
+            be weights.
     """
-    from safetensors.torch import load_file
-
-    model = empty_model(config)
-    check_tensors(tensors, {name: tuple(value.shape) for name, value in model.state_dict().items()}, directory)
+    types = dtype if isinstance(dtype, WeightTypes) else WeightTypes(dtype, dtype)
+    model = empty_model(checkpoint.config)
+    wanted = model.state_dict()
+    check_tensors(
+        checkpoint.tensors, {name: tuple(value.shape) for name, value in wanted.items()}, checkpoint.directory
+    )
+    look = WeightsLook(checkpoint.directory)
+    by_file: dict[str, list[tuple[str, str]]] = {}
+    for name in wanted:
+        info = checkpoint.tensors[name]
+        by_file.setdefault(info.file, []).append((info.stored or name, name))
     weights: dict[str, torch.Tensor] = {}
-    for name in sorted({tensor.file for tensor in tensors.values()}):
-        try:
-            shard = load_file(str(directory / name), device=str(device))
-        except Exception as error:
-            raise CheckpointError(f"{directory / name} cannot be read: {error}") from error
-        # Rotary frequencies stay float32: the model computes them anew anyway.
-        weights.update({key: value if "inv_freq" in key else value.to(dtype) for key, value in shard.items()})
+    for file, pairs in sorted(by_file.items()):
+        for name, tensor in read_tensors(checkpoint.directory / file, pairs):
+            look.at(name, tensor)
+            weights[name] = tensor.to(device=device, dtype=types.of(name, tensor), copy=True)
+    look.finish()
     model.load_state_dict(weights, strict=True, assign=True)
-    model.config._name_or_path = str(directory)
+    if checkpoint.adapter is not None:
+        from molmoact2_ros.policy.adapters import merged
+
+        model = merged(model, checkpoint.adapter, checkpoint.directory)
+    model.config._name_or_path = str(checkpoint.directory)
     return model.requires_grad_(False).eval()
 
 
@@ -137,7 +159,7 @@ def load_processor(directory: Path) -> Any:
     try:
         config = json.loads((directory / "processor_config.json").read_text())
         parts = {
-            kind: {key: value for key, value in dict(config.get(kind) or {}).items() if key not in _LABELS}
+            kind: {key: value for key, value in _part(directory, config, kind).items() if key not in _LABELS}
             for kind in ("image_processor", "video_processor")
         }
         template = directory / "chat_template.jinja"
@@ -160,6 +182,51 @@ def load_processor(directory: Path) -> Any:
         raise CheckpointError(f"{directory}: its processor or tokenizer files cannot be loaded: {error}") from error
 
 
+_OWN_FILES = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+"""Where transformers 4 kept what transformers 5 keeps in `processor_config.json`."""
+
+
+def _part(directory: Path, config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The settings of one part of the processor, from its own file where the common one does not have them."""
+    own = directory / _OWN_FILES[kind]
+    if not config.get(kind) and own.is_file():
+        return dict(json.loads(own.read_text()))
+    if not config.get(kind) and kind == "image_processor":
+        raise ValueError(f"neither processor_config.json nor {own.name} says how images are prepared")
+    return dict(config.get(kind) or {})
+
+
+def open_processor(checkpoint: Checkpoint, config: Any) -> Any:
+    """The processor of a checkpoint whose model has the configuration `config`, once it is known to be this model's.
+
+    Raises:
+        CheckpointError: its files are missing, or of another model.
+    """
+    processor = load_processor(checkpoint.processor)
+    check_tokenizer(checkpoint, processor.tokenizer, config)
+    check_processor(checkpoint, processor, config)
+    return processor
+
+
+def check_processor(checkpoint: Checkpoint, processor: Any, config: Any) -> None:
+    """Images must come out of the processor in the size that the model was made for.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    image, vit = processor.image_processor, config.vit_config
+    size = (int(image.size["height"]), int(image.size["width"]))
+    wanted = tuple(int(side) for side in vit.image_default_input_size)
+    found = [f"images of {size[0]} x {size[1]}"] if size != wanted else []
+    if int(image.patch_size) != int(vit.image_patch_size):
+        found.append(f"patches of {image.patch_size}")
+    if found:
+        raise CheckpointError(
+            f"{checkpoint.processor}: its processor gives {' and '.join(found)}, the model takes {wanted[0]} x "
+            f"{wanted[1]} in patches of {vit.image_patch_size}; the processor's files are another checkpoint's"
+        )
+
+
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Any, config: Any) -> None:
     """The tokenizer's ids must be the configuration's: another tokenizer would prompt in another language.
 
@@ -169,18 +236,28 @@ def check_tokenizer(checkpoint: Checkpoint, tokenizer: Any, config: Any) -> None
     expected = {
         "<im_patch>": config.image_patch_id,
         "<action_output>": config.action_output_token_id,
-        "<state_0>": config.state_token_start_id,
+        "<state_start>": config.state_start_token_id,
+        **_family("state", config.state_token_start_id, config.num_state_tokens),
     }
     if checkpoint.depth_side is not None:
-        expected["<depth_0>"] = config.depth_token_start_id
+        expected["<depth_start>"] = config.depth_start_token_id
         expected["<depth_end>"] = config.depth_end_token_id
+        expected |= _family("depth", config.depth_token_start_id, config.num_depth_tokens)
+    if config.num_action_tokens:
+        expected |= _family("action", config.action_token_start_id, config.num_action_tokens)
+    ids = tokenizer.convert_tokens_to_ids(list(expected))
     wrong = [
-        f"{token} is {tokenizer.convert_tokens_to_ids(token)} instead of {index}"
-        for token, index in expected.items()
-        if index is not None and tokenizer.convert_tokens_to_ids(token) != index
+        f"{token} is {found} instead of {index}"
+        for (token, index), found in zip(expected.items(), ids, strict=True)
+        if index is not None and found != index
     ]
     if wrong:
         raise CheckpointError(
-            f"{checkpoint.directory}: the tokenizer is not this model's: {', '.join(wrong)}; use the files of "
-            "one checkpoint together"
+            f"{checkpoint.processor}: the tokenizer is not this model's: {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; use the files of one checkpoint together"
         )
+
+
+def _family(name: str, first: int | None, count: int | None) -> dict[str, int]:
+    """The ids that `<name_0>`, `<name_1>`, ... must have."""
+    return {} if first is None else {f"<{name}_{index}>": int(first) + index for index in range(int(count or 0))}

@@ -11,14 +11,21 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.checkpoint import BOUNDED_MODES, Checkpoint
+from molmoact2_ros.policy.agreement import trained_range
+from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.checkpoints.special_tokens import added_tokens, token_in
 from molmoact2_ros.policy.interface import Observation, Prediction
 from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import Answer, DepthCache, normalized_task
 from molmoact2_ros.policy.rtc import ChunkGuide, Prefix, RTCOptions
+from molmoact2_ros.policy.tensors import MIXED, WeightTypes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES: dict[str, torch.dtype | WeightTypes] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "mixed": MIXED,
+}
 
 
 class Model(Protocol):
@@ -51,7 +58,7 @@ class ModelPolicy:
         self,
         checkpoint: Checkpoint,
         robot: Embodiment,
-        open_model: Callable[[torch.device, torch.dtype], Model],
+        open_model: Callable[[torch.device, torch.dtype | WeightTypes], Model],
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -68,7 +75,7 @@ class ModelPolicy:
         self._checkpoint = checkpoint
         self._robot = robot
         self._log = log
-        self._model = open_model(where, _dtype(dtype, where, checkpoint))
+        self._model = open_model(where, _dtype(dtype, where))
         self._generator = torch.Generator(device=where).manual_seed(seed)
         self._guide = ChunkGuide(rtc or RTCOptions(), checkpoint.rate_hz, _ranges(checkpoint, robot))
         self._now_ns = now_ns
@@ -77,6 +84,7 @@ class ModelPolicy:
         self._cache_task = ""
         self._cache_stamp_ns = 0
         self._outside: tuple[str, ...] = ()
+        self._tokens = added_tokens(checkpoint.processor)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -92,10 +100,18 @@ class ModelPolicy:
     def infer(self, observation: Observation) -> Prediction:
         """Predict a chunk; see `Policy.infer`."""
         task = normalized_task(observation.task)
+        if task and not self._checkpoint.normalize_language:
+            task = observation.task
         if not task:
             raise ValueError(
                 f"the task {observation.task!r} is empty: without words the model moves confidently and wrongly; say "
                 "what to do, for example 'pick up the red cube'"
+            )
+        token = token_in(observation.task, self._tokens)
+        if token:
+            raise ValueError(
+                f"the task {observation.task[:200]!r} contains {token}, which means something else to the model than "
+                "words; leave it out"
             )
         images = self._images(observation)
         joints = self._robot.checked(observation.joints, "joint positions")
@@ -178,10 +194,7 @@ class ModelPolicy:
 
     def _report_outside(self, state: NDArray[np.float64]) -> None:
         """Say, when it changes, which joints have left the range of the training states (they are clipped to it)."""
-        stats = self._checkpoint.metadata["state_stats"]
-        if "q01" not in stats or "q99" not in stats:
-            return
-        low, high = np.asarray(stats["q01"], dtype=np.float64), np.asarray(stats["q99"], dtype=np.float64)
+        low, high = trained_range(self._checkpoint.metadata["state_stats"], self._checkpoint.state_bounds)
         margin = 0.05 * (high - low)
         outside = tuple(
             name
@@ -199,9 +212,7 @@ class ModelPolicy:
 def _ranges(checkpoint: Checkpoint, robot: Embodiment) -> NDArray[np.float64]:
     """What the training's actions span, (dof,) in the checkpoint's units; infinite for grippers and joints that stood
     still."""
-    stats = checkpoint.metadata["action_stats"]
-    low, high = next((stats[a], stats[b]) for a, b in BOUNDED_MODES.values() if a in stats and b in stats)
-    ranges = np.asarray(high, dtype=np.float64) - np.asarray(low, dtype=np.float64)
+    ranges = checkpoint.action_bounds[1] - checkpoint.action_bounds[0]
     ranges[ranges <= 0.0] = np.inf
     ranges[list(robot.gripper_indices)] = np.inf
     return ranges
@@ -219,7 +230,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+def _dtype(name: str, device: torch.device) -> torch.dtype | WeightTypes:
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
@@ -227,5 +238,5 @@ def _dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dty
     if device.type == "cpu":
         # Half precision is emulated on most CPUs, and a small model fits in float32.
         return torch.float32
-    head = checkpoint.tensors.get("lm_head.weight")
-    return _STORED.get(head.dtype if head else "", torch.bfloat16)
+    # Whatever the file holds: the released ones are float32, which nobody runs.
+    return MIXED

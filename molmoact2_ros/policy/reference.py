@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.checkpoints.scaling import LeRobotScaling
 from molmoact2_ros.policy.interface import UnendedSequenceError
-from molmoact2_ros.policy.loading import check_tokenizer, load_model, load_processor, modeling, require_lerobot
+from molmoact2_ros.policy.loading import load_model, modeling, open_processor, require_lerobot
 from molmoact2_ros.policy.rtc import Prefix
 
 CELL_PIXELS = 32
@@ -31,6 +32,21 @@ DepthCache = Mapping[str, Any]
 def normalized_task(task: str) -> str:
     """The task as the prompt will say it: lower case, without prefixes and end punctuation; may be empty."""
     return str(modeling()._normalize_question_text(task))
+
+
+def robot_stats(checkpoint: Checkpoint) -> Any:
+    """The reference's own object that scales states and actions, of this checkpoint's tag alone.
+
+    With LeRobot's arithmetic where the checkpoint was trained with it.
+    """
+    scaling, tag = checkpoint.scaling, checkpoint.norm_tag
+    own = scaling.rules == "lerobot"
+    payload = {"norm_mode": "none" if own else scaling.state, "metadata_by_tag": {tag: dict(checkpoint.metadata)}}
+    stats = modeling()._RobotStats(payload)
+    if own:
+        for kind, places in (("state", stats.state_normalizers), ("action", stats.action_normalizers)):
+            places[tag] = LeRobotScaling(checkpoint.metadata[f"{kind}_stats"], scaling.mode(kind), scaling.eps)
+    return stats
 
 
 def updated_cells(image: NDArray[np.uint8], cache: DepthCache, cells: int) -> NDArray[np.bool_]:
@@ -64,6 +80,23 @@ def prompt_text(
         num_images=cameras,
     )
     return text
+
+
+def steps_of(checkpoint: Checkpoint) -> int:
+    """Tokens that a depth sequence may have; 0 without depth reasoning."""
+    side = checkpoint.depth_side
+    return 0 if side is None else side * side + max(8, int(checkpoint.config["max_action_horizon"])) + 1
+
+
+def require_room(tokens: int, config: Any, room: int) -> None:
+    """A prompt of so many `tokens` must leave `room` for what the model writes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    most = int(config.text_config.max_position_embeddings) - room
+    if tokens > most:
+        raise ValueError(f"the task is too long: its prompt has {tokens} tokens, {most} fit; say it in fewer words")
 
 
 def state_bins(state: NDArray[np.float32], num_state_tokens: int) -> list[int]:
@@ -147,11 +180,12 @@ class ReferenceModel:
         require_lerobot()
         self.model = loaded
         if loaded is None:
-            self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
-        self.processor = load_processor(checkpoint.directory)
+            self.model = load_model(checkpoint, device, dtype)
+        self.processor = open_processor(checkpoint, self.model.config)
+        self.model._molmoact2_robot_stats = robot_stats(checkpoint)
         self.checkpoint = checkpoint
         self.clock = StageClock(device)
-        check_tokenizer(checkpoint, self.processor.tokenizer, self.model.config)
+        self._room = steps_of(checkpoint)
         self._hook()
 
     def predict(
@@ -164,7 +198,7 @@ class ReferenceModel:
         generator: torch.Generator,
         bound: Prefix | None = None,
     ) -> Answer:
-        """One call of `predict_action`: continuous actions, adaptive depth where the checkpoint has depth.
+        """One call of `predict_action` with the task as it is: continuous actions, adaptive depth where it has depth.
 
         Raises:
             ValueError: it should be guided.
@@ -185,6 +219,7 @@ class ReferenceModel:
                 enable_adaptive_depth=True,
                 depth_cache=depth_cache,
                 generator=generator,
+                normalize_language=False,
                 enable_cuda_graph=self.clock.device.type == "cuda",
             )
             actions = output.actions[0].float().cpu().numpy()
@@ -200,7 +235,9 @@ class ReferenceModel:
 
     def _timed_processor(self, *args: Any, **kwargs: Any) -> Any:
         with self.clock.stage("preprocess"):
-            return self.processor(*args, **kwargs)
+            made = self.processor(*args, **kwargs)
+        require_room(made["input_ids"].shape[1], self.model.config, self._room)
+        return made
 
     def _hook(self) -> None:
         """Time the stages where the reference passes from one to the next."""

@@ -9,6 +9,7 @@ from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.model_policy import ModelPolicy
 from molmoact2_ros.policy.options import MAX_GAP_S
 from molmoact2_ros.policy.reference import ReferenceModel
+from molmoact2_ros.policy.tensors import plain_type
 
 
 class ReferencePolicy(ModelPolicy):
@@ -31,7 +32,8 @@ class ReferencePolicy(ModelPolicy):
         super().__init__(
             checkpoint,
             robot,
-            lambda where, kind: ReferenceModel(checkpoint, where, kind),
+            # The reference's own layers take one type only.
+            lambda where, kind: ReferenceModel(checkpoint, where, plain_type(kind)),
             device=device,
             dtype=dtype,
             threads=threads,

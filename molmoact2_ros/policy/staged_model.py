@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.discrete import DiscreteActions, open_action_tokenizer
-from molmoact2_ros.policy.loading import check_tokenizer, load_model, load_processor
+from molmoact2_ros.policy.loading import load_model, open_processor
 from molmoact2_ros.policy.options import InferenceOptions as InferenceOptions
-from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence
+from molmoact2_ros.policy.reference import Answer, DepthCache, StageClock, bins_of_sequence, robot_stats, steps_of
 from molmoact2_ros.policy.rtc import Prefix
 from molmoact2_ros.policy.stages.change import SeenCells, changed_cells, predicted, see_again
 from molmoact2_ros.policy.stages.decoder import KeyValueStore, causal_mask
@@ -28,6 +28,7 @@ from molmoact2_ros.policy.stages.guidance import Guidance
 from molmoact2_ros.policy.stages.preprocess import Preprocess, Template
 from molmoact2_ros.policy.stages.speculation import Acceptance, DepthVocabulary, Script, Speculation
 from molmoact2_ros.policy.stages.stage_set import OpenStages, torch_stages
+from molmoact2_ros.policy.tensors import WeightTypes
 
 CPU_ROW_COST = 0.06
 """One more row of a verified block on a CPU, as a share of a forward of one row; from the prototypes' timings."""
@@ -64,7 +65,7 @@ class StagedModel:
         self,
         checkpoint: Checkpoint,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype | WeightTypes,
         log: Callable[[str], None],
         options: InferenceOptions | None = None,
         open_stages: OpenStages = torch_stages,
@@ -77,18 +78,19 @@ class StagedModel:
         self.sequence: list[int] = []
         self.model = loaded
         if loaded is None:
-            self.model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, dtype)
-        processor = load_processor(checkpoint.directory)
+            self.model = load_model(checkpoint, device, dtype)
         config = self.model.config
-        check_tokenizer(checkpoint, processor.tokenizer, config)
-        self._stats = self.model._get_robot_stats()
+        processor = open_processor(checkpoint, config)
+        self._stats = robot_stats(checkpoint)
         tag = checkpoint.norm_tag
         self._dof = int(self._stats.get_action_dim(tag) or config.max_action_dim)
         self._horizon = int(self._stats.get_action_horizon(tag) or self.model.model._resolve_action_horizon())
         self._first_row = int(config.n_obs_steps) - 1
         self._rows = int(self._stats.get_n_action_steps(tag) or self._horizon)
         self._depth = checkpoint.depth_side is not None
-        self._preprocess = Preprocess(processor, config, checkpoint.metadata, self._depth, device, log)
+        self._preprocess = Preprocess(
+            processor, config, checkpoint.metadata, self._depth, device, log, steps_of(checkpoint)
+        )
         self.stages = open_stages(self.model.model, self._dof)
         self._vision, self._decoder, self._flow = self.stages.vision, self.stages.decoder, self.stages.flow
         self._discrete: DiscreteActions | None = None

@@ -14,6 +14,7 @@ from molmoact2_ros.policy.model_policy import ModelPolicy
 from molmoact2_ros.policy.options import MAX_GAP_S, InferenceOptions
 from molmoact2_ros.policy.rtc import RTCOptions
 from molmoact2_ros.policy.staged_model import StagedModel
+from molmoact2_ros.policy.tensors import WeightTypes, plain_type
 
 
 class StagedPolicy(ModelPolicy):
@@ -37,8 +38,10 @@ class StagedPolicy(ModelPolicy):
         now_ns: Callable[[], int] = time.time_ns,
         backend: str = "torch",
     ) -> None:
-        def opened(where: torch.device, kind: torch.dtype) -> StagedModel:
-            name = choose(checkpoint, where, kind, log) if backend == "auto" else backend
+        def opened(where: torch.device, kind: torch.dtype | WeightTypes) -> StagedModel:
+            name = choose(checkpoint, where, plain_type(kind), log) if backend == "auto" else backend
+            if name != "torch":
+                kind = plain_type(kind)
             stages = open_stages(name, checkpoint, where, options, log=log)
             model = StagedModel(checkpoint, where, kind, log, options, stages)
             if name == "onnxruntime":

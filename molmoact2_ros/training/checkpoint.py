@@ -58,6 +58,8 @@ class SmallModel:
     rope_theta: float = 1e4
     qk_norm_type: str | None = "qwen3"
     max_positions: int = 1024
+    added_tokens: int = len(IMAGE_TOKENS)
+    """Rows of the embedding for image tokens, above the vocabulary."""
     action_width: int = 128
     action_heads: int = 4
     action_mlp_ratio: float = 8.0 / 3.0
@@ -130,7 +132,7 @@ def build_config(sizes: SmallModel, tokenizer: Qwen2Tokenizer, vocab_size: int) 
             num_key_value_heads=sizes.text_kv_heads,
             head_dim=sizes.text_head_dim,
             vocab_size=vocab_size,
-            additional_vocab_size=len(IMAGE_TOKENS),
+            additional_vocab_size=sizes.added_tokens,
             qkv_bias=False,
             num_hidden_layers=sizes.text_layers,
             intermediate_size=sizes.text_mlp,

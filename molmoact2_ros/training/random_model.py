@@ -46,16 +46,20 @@ SIZES: dict[str, SmallModel] = {
         text_head_dim=128,
         text_mlp=9728,
         rope_theta=5e6,
-        max_positions=4096,
+        max_positions=16384,
+        added_tokens=128,
         action_width=768,
         action_heads=8,
+        action_mlp_ratio=4.0,
+        action_ffn_multiple=256,
         timestep_width=256,
         num_depth_codes=100,
         depth_gate=True,
+        depth_gate_per_layer=True,
     ),
 }
 """The cell's own size with the released depth grid; 1024 wide with 16 layers; and the released size."""
-FULL_VOCABULARY = 152_064
+FULL_VOCABULARY = 154_624
 """Rows of the full-size embedding and head. The prompts are those of the small tokenizer."""
 FULL_BYTES = 16 * 10**9
 """GPU memory that the full-size model must find free."""
@@ -120,12 +124,20 @@ def random_model(config: Any, device: Any, dtype: Any, seed: int = 0) -> Any:
 
 
 def write_random_checkpoint(
-    directory: Path, size: str, robot: Embodiment, task: str, seed: int = 0, horizon: int = 0, weights: bool = True
+    directory: Path,
+    size: str,
+    robot: Embodiment,
+    task: str,
+    seed: int = 0,
+    horizon: int = 0,
+    weights: bool = True,
+    dtype: Any = None,
 ) -> Path:
     """Write a random checkpoint of `size` for `robot` into `directory` and return it; its depth sequences end.
 
     Args:
         horizon: rows of a chunk, 0 for what the size says.
+        dtype: that weights are stored in; None: bfloat16.
         weights: False writes one empty tensor in their place: `random_model` makes them where they are needed.
 
     Raises:
@@ -143,15 +155,15 @@ def write_random_checkpoint(
     )
 
     sizes, tokenizer, config = _described(size, robot, task)
-    stats = norm_stats(robot.norm_tag, _metadata(robot, horizon or sizes.horizon))
+    stats = norm_stats(robot.norm_tag, _metadata(robot, horizon or min(sizes.horizon, robot.horizon)))
     processor = build_processor(sizes, tokenizer)
     if not weights:
         write_settings(directory, config, processor, stats, "bfloat16")
-        save_file({"none": torch.zeros(1)}, str(directory / "model.safetensors"))
+        save_file({"lm_head.weight": torch.zeros(1)}, str(directory / "model.safetensors"))
         return directory
     model = new_model(config, seed)
     end_depth_at_once(model)
-    write_checkpoint(directory, model, processor, stats, torch.bfloat16)
+    write_checkpoint(directory, model, processor, stats, dtype or torch.bfloat16)
     return directory
 
 
@@ -176,22 +188,28 @@ def _described(size: str, robot: Embodiment, task: str) -> tuple[SmallModel, Any
 
 
 def _metadata(robot: Embodiment, horizon: int) -> dict[str, Any]:
-    """What `norm_stats.json` says about `robot`: chunks of `horizon` rows, ranges about its rest position."""
+    """What `norm_stats.json` says about `robot`: chunks of `horizon` rows, ranges about its rest position, and the
+    whole stroke of its grippers."""
     import numpy as np
 
-    middle = np.asarray(robot.model_from_joints(robot.rest_position), dtype=np.float64)
+    limits, grippers = robot.limits, list(robot.gripper_indices)
+    reach = 0.1 * (limits.upper - limits.lower)
+    ends = np.clip(np.stack((robot.rest_position - reach, robot.rest_position + reach)), limits.lower, limits.upper)
+    ends[:, grippers] = np.stack((limits.lower, limits.upper))[:, grippers]
+    vectors = np.asarray(robot.model_from_joints(ends), dtype=np.float64)
+    mask = [index not in grippers or robot.normalize_gripper for index in range(robot.dof)]
     stats = {
         "names": list(robot.joint_names),
-        "q01": (middle - 5.0).tolist(),
-        "q50": middle.tolist(),
-        "q99": (middle + 5.0).tolist(),
-        "mask": [True] * robot.dof,
+        "q01": vectors.min(axis=0).tolist(),
+        "q50": np.asarray(robot.model_from_joints(robot.rest_position)).tolist(),
+        "q99": vectors.max(axis=0).tolist(),
+        "mask": mask,
     }
     return {
         "action_key": "action",
         "state_key": "observation.state",
         "camera_keys": [f"observation.images.{name}" for name in robot.camera_names],
-        "normalize_gripper": True,
+        "normalize_gripper": robot.normalize_gripper,
         "action_horizon": horizon,
         "n_action_steps": horizon,
         "setup_type": robot.setup_type,

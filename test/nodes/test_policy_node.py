@@ -7,6 +7,7 @@ checkpoint that does not fit is refused with one line and a failing exit.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from policy_cell import START_S, Cell, arguments, settled
 from rclpy.duration import Duration
 from ros_process import Companion, NodeProcess, wait_until
+from safetensors.torch import load_file, save_file
 from small_checkpoints import ROBOT, make_checkpoint
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
@@ -201,3 +203,14 @@ def test_what_cannot_work_ends_the_node_with_one_line(
         assert process.popen is not None and process.popen.wait(START_S) == 1, process.output
         lines = [text for text in process.output.splitlines() if "cannot configure" in text]
         assert len(lines) == 1 and line in lines[0], process.output
+
+
+def test_weights_that_an_interrupted_download_left_do_not_start_the_node(checkpoint: Path, tmp_path: Path) -> None:
+    """Its warm-up found no end of the depth sequence, which is no fault of a sound checkpoint, and the node ran."""
+    directory = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"].fill_(float("nan"))
+    save_file(tensors, directory / "model.safetensors")
+    with NodeProcess("molmoact2_ros.nodes.policy_node", arguments(checkpoint=directory), tmp_path / "log") as process:
+        assert process.popen is not None and process.popen.wait(START_S) == 1, process.output
+        assert "weights hold NaN or infinity (lm_head.weight)" in process.output

@@ -151,7 +151,7 @@ class Reference:
 
     def __init__(self, opened: Checkpoint) -> None:
         self.opened = opened
-        self.model = load_model(opened.directory, opened.config, opened.tensors, CPU, torch.float32)
+        self.model = load_model(opened, CPU, torch.float32)
         self.processor = load_processor(opened.directory)
 
     def predict(self, frame: Frame, cache: Any, seed: int, adaptive: bool = True, task: str = TASK) -> Expected:

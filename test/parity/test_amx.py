@@ -116,7 +116,7 @@ def test_layers_are_exchanged_only_where_there_is_a_matrix_unit(
     ]:
         monkeypatch.setattr(amx, "reason_against", lambda reason=reason: reason)
         said: list[str] = []
-        model = load_model(opened.directory, opened.config, opened.tensors, CPU, torch.float32).model
+        model = load_model(opened, CPU, torch.float32).model
         stages = open_stages("torch", opened, CPU, options, log=said.append)(model, 6)
         assert type(stages.decoder.blocks[0].mlp.ff_out) is expected
         assert said == ([line] if line else [])

@@ -125,7 +125,7 @@ def test_graphs_of_fixed_sizes_answer_like_the_reference_and_fit_tensorrt(
 def test_the_graphs_of_tensorrt_in_bfloat16_have_documented_operators_only(tmp_path: Path) -> None:
     """Every graph that `build_engines` exports, in the type that it exports them in. Computed by nobody here."""
     opened = checkpoint(tmp_path / "model", 1, seed=1, text_layers=2, depth_gate=True)
-    model = load_model(opened.directory, opened.config, opened.tensors, CPU, torch.bfloat16)
+    model = load_model(opened, CPU, torch.bfloat16)
     stages = torch_stages(model.model, 6)
     pixels, table = image_sample(load_processor(opened.directory))
     names = []

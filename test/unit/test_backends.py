@@ -42,7 +42,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def model(opened: Checkpoint) -> Any:
-    return load_model(opened.directory, opened.config, opened.tensors, CPU, torch.float32)
+    return load_model(opened, CPU, torch.float32)
 
 
 class Scaled(torch.nn.Module):

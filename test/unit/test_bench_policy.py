@@ -145,7 +145,13 @@ def test_the_full_size_is_refused_without_a_gpu_in_one_line(capsys: pytest.Captu
 def test_the_full_size_is_the_released_one() -> None:
     model = empty_model(random_model.random_config("full", ROBOT, TASK).to_dict())
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert 5.2e9 < parameters < 5.6e9, "about 5.4 billion"
+    assert 5.44e9 < parameters < 5.45e9, "as the released ones are counted"
+    config = model.config
+    assert (config.text_config.vocab_size, config.text_config.additional_vocab_size) == (154_624, 128)
+    assert config.text_config.max_position_embeddings == 16_384 and config.text_config.intermediate_size == 9728
+    assert config.action_expert_config.mlp_ratio == 4.0 and config.action_expert_config.ffn_multiple_of == 256
+    assert config.action_expert_depth_gate and config.action_expert_depth_gate_per_layer
+    assert len(model.model.action_expert_depth_gate) == 36
     text, expert = model.model.transformer, model.model.action_expert
     assert len(text.blocks) == len(expert.blocks) == 36 and text.config.hidden_size == 2560
     assert len(model.model.vision_backbone.image_vit.transformer.resblocks) == 25, "of 27, as many as are read"

@@ -295,3 +295,12 @@ def test_a_launcher_that_is_named_is_watched_even_if_it_was_never_the_parent():
         assert launcher.ended
     assert Launcher({LAUNCHER: str(popen.pid)}).ended, "it ended before this process could look"
     assert not Launcher({}).ended, "the parent of the tests is there"
+
+
+def test_the_policy_knows_the_cameras_of_the_users_cell(tmp_path: Path) -> None:
+    """They are what a checkpoint's views are matched with."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("/**/camera:\n  ros__parameters:\n    names: [top, wrist]\n")
+    options = Options(sim=False, checkpoint="owner/name", config=str(config))
+    (policy,) = [spec for spec in nodes(options) if spec.name == "policy"]
+    assert policy.parameters["cell_cameras"] == ["top", "wrist"]

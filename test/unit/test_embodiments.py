@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from molmoact2_ros.embodiments import EMBODIMENTS, ModelFrame, embodiment
 from molmoact2_ros.embodiments.kinematics import Chain, Joint, pose_of
-from molmoact2_ros.embodiments.so101 import frame_of_checkpoint
 from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal, chunk_from_message
 
 ROBOT = embodiment("so101")
@@ -85,37 +82,6 @@ def test_reorder_follows_names_and_refuses_what_is_missing_or_double() -> None:
 def test_unknown_robot_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="so101"):
         embodiment("spot")
-
-
-def write_preprocessor(directory, signs, offsets) -> None:
-    step = {
-        "registry_name": "molmoact2_state_frame_transform",
-        "config": {"joint_signs": signs, "joint_offsets": offsets},
-    }
-    (directory / "policy_preprocessor.json").write_text(json.dumps({"steps": [step]}))
-
-
-def test_a_released_checkpoint_is_in_the_training_frame(tmp_path) -> None:
-    assert frame_of_checkpoint(tmp_path, {"q50": MEDIAN_MODEL.tolist()}) is ModelFrame.TRAINING
-
-
-def test_a_lerobot_conversion_already_contains_the_transform(tmp_path) -> None:
-    write_preprocessor(tmp_path, [1, -1, 1, 1, 1, 1], [0, 90, 90, 0, 0, 0])
-    assert frame_of_checkpoint(tmp_path, {"q50": MEDIAN_MODEL.tolist()}) is ModelFrame.ARM
-    write_preprocessor(tmp_path, None, None)
-    assert frame_of_checkpoint(tmp_path, {"q50": MEDIAN_MODEL.tolist()}) is ModelFrame.TRAINING
-
-
-def test_another_transform_than_the_published_one_is_refused(tmp_path) -> None:
-    write_preprocessor(tmp_path, [1, 1, 1, 1, 1, 1], [0, 90, 90, 0, 0, 0])
-    with pytest.raises(ValueError, match="not the published SO transform"):
-        frame_of_checkpoint(tmp_path, {"q50": MEDIAN_MODEL.tolist()})
-
-
-def test_statistics_in_the_arm_frame_without_a_transform_are_refused(tmp_path) -> None:
-    arm = ROBOT.model_from_joints(ROBOT.joints_from_model(MEDIAN_MODEL), ModelFrame.ARM)
-    with pytest.raises(ValueError, match="another frame"):
-        frame_of_checkpoint(tmp_path, {"q50": arm.tolist()})
 
 
 def test_chain_of_two_quarter_turns_ends_where_it_must() -> None:

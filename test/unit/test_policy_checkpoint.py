@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from released_statistics import write
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.embodiments import ModelFrame
-from molmoact2_ros.policy import CheckpointError, open_checkpoint, open_policy
+from molmoact2_ros.embodiments import ModelFrame, embodiment
+from molmoact2_ros.policy import CheckpointError, Choices, open_checkpoint, open_policy
 from molmoact2_ros.policy.checkpoint import resolve_directory
-from molmoact2_ros.policy.weights import TensorInfo, check_tensors, read_header
+from molmoact2_ros.policy.checkpoints.weights import TensorInfo, check_tensors, read_header
 
 TAG = ROBOT.norm_tag
 
@@ -146,9 +147,11 @@ def test_other_formats_and_unbounded_scalings_are_refused(directory: Path) -> No
     refused(directory, "format is 'v0'", "molmoact2_norm_stats.v1")
 
 
-def test_a_lerobot_policy_directory_is_recognised(directory: Path) -> None:
-    (directory / "config.json").write_text(json.dumps({"type": "molmoact2"}))
-    refused(directory, "released format", "'molmoact2'", "LeRobot")
+def test_another_kind_of_policy_is_refused_by_name(directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps({"type": "smolvla"}))
+    refused(directory, "not a MolmoAct2 checkpoint", "'smolvla'")
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "text_config": {}}))
+    refused(directory, "not a MolmoAct2 checkpoint", "'qwen2_vl'")
 
 
 @pytest.mark.parametrize("kind", ["state_stats", "action_stats"])
@@ -201,11 +204,14 @@ def test_a_grid_that_is_no_square_is_refused(directory: Path) -> None:
     ("keys", "chosen", "expected"),
     [
         (["wrist", "front"], None, ("wrist", "front")),
-        (["image", "image2"], None, ("front", "wrist")),
-        (["top", "wrist"], None, ("front", "wrist")),
-        (["wrist", "top"], None, ("wrist", "front")),
-        (["image"], None, ("front",)),
+        (["wrist_cam", "front_cam"], None, ("wrist", "front")),
+        (["wrist"], None, ("wrist",)),
         (["image", "image2"], ("wrist", "front"), ("wrist", "front")),
+        (["image", "image2"], ("image2=front", "image=wrist"), ("wrist", "front")),
+        (["image", "image2", "image3"], ("front", "front", "wrist"), ("front", "front", "wrist")),
+        (["image", "image2"], ("top",), ("top",)),
+        ([], None, ("front", "wrist")),
+        ([], ("a", "b", "c"), ("a", "b", "c")),
     ],
 )
 def test_cameras_follow_the_checkpoint(
@@ -220,8 +226,15 @@ def test_cameras_follow_the_checkpoint(
     [
         (["a", "b", "c"], None, "3 cameras"),
         (["front", "front"], None, "twice"),
-        (["a", "b"], ("front",), "must be 2 different ones"),
-        (["a", "b"], ("front", "side"), "must be 2 different ones"),
+        (["wrist_image", "image"], None, 'cameras: ["wrist_image=wrist", "image=?"]'),
+        (["cam_wrist", "cam_high"], None, 'cameras: ["cam_wrist=wrist", "cam_high=?"]'),
+        (["wrist_left", "wrist_right"], None, "do not say which is which"),
+        (["front", "wrist"], ("wrist", "front"), "trained on front, wrist"),
+        (["a", "b"], ("a=front",), "one view=camera for each of a, b"),
+        (["a", "b"], ("a=front", "c=wrist"), "one view=camera for each of a, b"),
+        (["a", "b"], ("a=front", "wrist"), "for all pictures or for none"),
+        (["a", "b"], ("a=", "b=wrist"), "expected camera names"),
+        ([], ("a=front",), "names no views"),
     ],
 )
 def test_a_wrong_camera_set_is_refused(
@@ -238,16 +251,45 @@ def test_a_wrong_path_is_refused_without_the_network(name: str, monkeypatch: pyt
         resolve_directory(name)
 
 
-def test_a_hub_id_is_fetched_once_and_only_what_is_needed(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
+def test_a_camera_that_the_cell_does_not_have_is_refused(directory: Path) -> None:
+    cell = Choices(cameras=("front", "side"), cell_cameras=("front", "top"))
+    with pytest.raises(CheckpointError, match=r"the cell has no side; its cameras are front, top"):
+        open_checkpoint(directory, ROBOT, TAG, choices=cell)
+    edit_tag(directory, camera_keys=["a.top_cam", "a.cam_front"])
+    opened = open_checkpoint(directory, ROBOT, TAG, choices=Choices(cell_cameras=("front", "top")))
+    assert opened.cameras == ("top", "front")
+    assert any("top_cam is top" in note for note in opened.notes)
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+
+def test_the_droid_checkpoint_is_shown_the_exterior_picture_twice_unless_the_user_says_otherwise(
+    original: Path, tmp_path: Path
+) -> None:
+    franka = embodiment("franka")
+    directory = Path(shutil.copytree(original, tmp_path / "droid"))
+    views = ("exterior_1_left", "exterior_2_left", "wrist_left")
+    tag = write(directory, "franka", lambda m: m.update(camera_keys=[f"observation.images.{name}" for name in views]))
+    opened = open_checkpoint(directory, franka, tag)
+    assert opened.cameras == ("exterior", "exterior", "wrist")
+    assert "cameras by name: exterior_1_left is exterior" in opened.notes[0]
+    opened = open_checkpoint(directory, franka, tag, ("exterior", "wrist"))
+    assert opened.cameras == ("exterior", "wrist")
+    assert "2 pictures as you say (exterior, wrist); the checkpoint names 3" in opened.notes[0]
+
+
+def test_a_hub_id_is_fetched_once_and_only_what_is_needed(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def fetch(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
         return str(original)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert open_checkpoint("allenai/MolmoAct2-SO100_101", ROBOT, TAG).directory == original
-    assert asked == [("allenai/MolmoAct2-SO100_101", ["*.json", "*.safetensors", "*.txt", "*.jinja"])]
+    files = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    assert asked == [("allenai/MolmoAct2-SO100_101", None, files)]
+    for said in ("owner/name@v1.2", "https://huggingface.co/owner/name/tree/v1.2"):
+        resolve_directory(said)
+    assert asked[1:] == [("owner/name", "v1.2", files)] * 2
 
 
 def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

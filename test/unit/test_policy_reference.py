@@ -6,8 +6,10 @@ used; nothing that was seen before a reset counts after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from small_checkpoints import ROBOT, make_checkpoint
 
 from molmoact2_ros.policy import CheckpointError, Observation, loading, open_checkpoint, open_policy
 from molmoact2_ros.policy.interface import UnendedSequenceError
+from molmoact2_ros.policy.reference_contract import broken
 from molmoact2_ros.policy.reference_policy import ReferencePolicy
 
 TAG = ROBOT.norm_tag
@@ -115,7 +118,7 @@ def test_predictions_equal_the_references(tmp_path: Path, options: dict[str, Any
 
 def test_weights_are_read_as_stored(directory: Path) -> None:
     opened = open_checkpoint(directory, ROBOT, TAG)
-    model = loading.load_model(directory, opened.config, opened.tensors, torch.device("cpu"), torch.float32)
+    model = loading.load_model(opened, torch.device("cpu"), torch.float32)
     stored = load_file(directory / "model.safetensors")
     assert set(stored) == set(model.state_dict())
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
@@ -259,8 +262,31 @@ def test_a_depth_sequence_without_an_end_is_an_error_and_keeps_the_cache(policy:
 
 def test_another_lerobot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "version", lambda name: "0.7.0")
-    with pytest.raises(RuntimeError, match=r"lerobot 0\.7\.0 is installed, the policy needs 0\.6\.1"):
+    with pytest.raises(RuntimeError, match=r"lerobot 0\.7\.0 is installed, the policy needs 0\.6\.x"):
         loading.require_lerobot()
+    monkeypatch.setattr(loading, "version", lambda name: "0.6.4")
+    loading.require_lerobot()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda module: setattr(module, "_build_robot_text", lambda task: ""), "_build_robot_text takes (task)"),
+        (lambda module: delattr(module, "_extract_first_image"), "_extract_first_image is gone"),
+    ],
+)
+def test_a_release_that_changed_what_is_called_is_refused_with_the_names(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[ModuleType], None], part: str
+) -> None:
+    real = loading.modeling()
+    assert broken(real) == []
+    other = ModuleType("other")
+    vars(other).update(vars(real))
+    change(other)
+    monkeypatch.setattr(loading, "reference_module", lambda name: other)
+    with pytest.raises(RuntimeError) as error:
+        loading.modeling()
+    assert part in str(error.value) and "install lerobot[molmoact2]==0.6.1" in str(error.value)
 
 
 def test_unknown_backend_device_and_dtype_are_refused(directory: Path) -> None:

@@ -10,7 +10,7 @@ from molmoact2_ros import embodiments, execution, policy
 OFFERED = {
     embodiments: "EMBODIMENTS Embodiment JointLimits ModelFrame Workspace embodiment",
     execution: "Change ChunkMessage Event Executor ExecutorConfig Refusal State",
-    policy: "BACKENDS Checkpoint CheckpointError InferenceOptions Observation Policy Prediction RTCOptions "
+    policy: "BACKENDS Checkpoint CheckpointError Choices InferenceOptions Observation Policy Prediction RTCOptions "
     "open_checkpoint open_policy",
 }
 SIGNATURES = {
@@ -23,8 +23,8 @@ SIGNATURES = {
     execution.Executor.disarm: "(self, now_ns)",
     policy.Policy.infer: "(self, observation)",
     policy.Policy.reset: "(self)",
-    policy.open_policy: "(checkpoint, robot, norm_tag, *, backend, device, dtype, threads, seed, cameras, options, "
-    "rtc, max_gap_s, now_ns, log)",
+    policy.open_policy: "(checkpoint, robot, norm_tag, *, backend, device, dtype, threads, seed, cameras, choices, "
+    "options, rtc, max_gap_s, now_ns, log)",
 }
 
 

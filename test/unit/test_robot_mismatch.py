@@ -55,15 +55,16 @@ def test_a_doubled_so_transform_is_caught_by_the_statistics(model_files: Path) -
     assert "SO frame" in marked(text)
 
 
-def test_a_missing_so_transform_is_caught_by_the_statistics(model_files: Path) -> None:
-    """The file says that the transform happens elsewhere, the statistics are behind it, and nobody here runs it."""
+def test_a_released_checkpoint_beside_another_layouts_processors_is_refused(model_files: Path) -> None:
+    """Nothing says which of the two scalings, and of the two frames, belongs to the weights."""
     tag = write(model_files, "so101")
     step = {
         "registry_name": "molmoact2_state_frame_transform",
         "config": {"joint_signs": [1, -1, 1, 1, 1, 1], "joint_offsets": [0, 90, 90, 0, 0, 0]},
     }
     (model_files / "policy_preprocessor.json").write_text(json.dumps({"steps": [step]}))
-    assert "it would be missing" in refusal(model_files, "so101", tag)
+    assert "of two layouts" in refusal(model_files, "so101", tag)
+    (model_files / "policy_preprocessor.json").unlink()
 
 
 @pytest.mark.parametrize("fault", ["doubled", "missing"])

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from molmoact2_ros.nodes.ros.node_base import Parameter
-from molmoact2_ros.policy import BACKENDS, InferenceOptions, RTCOptions
+from molmoact2_ros.policy import BACKENDS, Choices, InferenceOptions, RTCOptions
+from molmoact2_ros.policy.checkpoints.frame import FRAMES
 from molmoact2_ros.policy.options import ACTION_MODES, AMX_PRECISIONS, DEPTH_MODES, ENGINE_PRECISIONS, REDRAFTS
 from molmoact2_ros.policy.request import REQUESTS, RequestOptions
 from molmoact2_ros.policy.rtc import SCHEDULES
@@ -15,18 +16,23 @@ SWITCHES = {"auto": None, "on": True, "off": False}
 """What a parameter may say that has an automatic choice."""
 
 PARAMETERS = (
-    Parameter("checkpoint", "", "Directory in the released format, bundled name, or Hugging Face id."),
+    Parameter(
+        "checkpoint", "", "Directory (released or lerobot-train's), bundled name, or Hugging Face id[@revision]."
+    ),
+    Parameter("base_checkpoint", "", "What a fine-tune was made from: directory or id; empty: where it says itself."),
     Parameter("norm_tag", "", "Tag in norm_stats.json. Has no default: another tag is another robot's scaling."),
+    Parameter("joint_frame", "auto", f"SO arms: {', '.join(FRAMES)}; auto: told from the checkpoint, or refused."),
     Parameter("backend", "auto", f"What runs the model: {', '.join(BACKENDS)}."),
     Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
-    Parameter("dtype", "auto", "auto, float32, bfloat16 or float16."),
+    Parameter("dtype", "auto", "auto (float32 on a CPU, mixed on a GPU), float32, bfloat16, float16 or mixed."),
     Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
     Parameter("amx", "auto", f"torch: float32 products on the CPU's matrix unit: {', '.join(AMX_PRECISIONS)}."),
     Parameter("cuda_graphs", "auto", f"torch: whole stages as CUDA graphs: {', '.join(SWITCHES)}; auto: on a GPU."),
     Parameter("compile", False, "torch: compile the stages; takes minutes at the first calls."),
     Parameter("precision", "bf16", f"tensorrt: of the engines, {', '.join(ENGINE_PRECISIONS)}."),
     Parameter("seed", 0, "Seed of the flow's noise.", 0, 2**31 - 1),
-    Parameter("cameras", [""], "The robot's cameras in prompt order; empty: as the checkpoint names them."),
+    Parameter("cameras", [""], "A camera a picture in prompt order, or view=camera for each; empty: by name."),
+    Parameter("cell_cameras", [""], "The cameras that there are, for matching names; empty: the robot's usual ones."),
     Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
     Parameter("max_skew_s", 0.2, "Images whose capture times are further apart are not used, s; 0: any.", 0.0, 10.0),
     Parameter("state_timeout_s", 0.25, "Silence of the joint states after which publishing stops, s.", 0.02, 10.0),
@@ -55,6 +61,20 @@ PARAMETERS = (
 
 Value = Callable[[str], Any]
 """The value of a parameter by name."""
+
+
+def checkpoint_choices(value: Value) -> Choices:
+    """What the user says where a checkpoint leaves something open.
+
+    Raises:
+        ValueError: an unknown frame.
+    """
+    return Choices(
+        cameras=tuple(name for name in value("cameras") if name),
+        cell_cameras=tuple(name for name in value("cell_cameras") if name),
+        base=value("base_checkpoint"),
+        joint_frame=value("joint_frame"),
+    )
 
 
 def inference_options(value: Value) -> InferenceOptions:

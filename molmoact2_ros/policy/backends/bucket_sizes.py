@@ -20,7 +20,7 @@ def buckets_for(checkpoint: Checkpoint, config: Any, processor: Any, tokens: int
     Args:
         tokens: at least so many in all, for longer tasks; 0 for the usual room.
     """
-    width = len(checkpoint.metadata["state_stats"]["q01"])
+    width = checkpoint.state_bounds.shape[1]
     depth = checkpoint.depth_side
     text = prompt_text(
         config, checkpoint.metadata, TASK, np.zeros(width, np.float32), len(checkpoint.cameras), depth is not None

@@ -121,7 +121,7 @@ class BucketedDecoder(TextDecoder):
         self.buckets, self._runner, self._plain = buckets, runner, plain
         weight = self.ln_f.weight
         width = self.kv_heads * self.head
-        self._store = KeyValueStore(len(self.blocks), buckets.tokens, width, weight.device, weight.dtype)
+        self._store = KeyValueStore(len(self.blocks), buckets.tokens, width, weight.device, self.dtype)
         self._made: dict[int, _Made] = {}
 
     def new_store(self, capacity: int) -> KeyValueStore:

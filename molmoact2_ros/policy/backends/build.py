@@ -85,9 +85,8 @@ def graph_key(checkpoint: Checkpoint, root: Path, graph: Graph, **more: Any) -> 
 
 
 def _content(checkpoint: Checkpoint, root: Path) -> dict[str, Any]:
-    files = [tensor.file for tensor in checkpoint.tensors.values()]
     return {
-        "checkpoint": checkpoint_hash(checkpoint.directory, files, root),
+        "checkpoint": checkpoint_hash(checkpoint.directory, checkpoint.files, root),
         "source": source_hash(),
         "versions": versions("torch", "onnx", "onnxscript", "onnxruntime", "lerobot"),
     }

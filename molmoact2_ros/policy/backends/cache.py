@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,12 @@ def checkpoint_hash(directory: Path, files: Sequence[str], root: Path) -> str:
             memo[key], fresh = file_hash(path), True
         digest.update(f"{name}:{memo[key]}\n".encode())
     if fresh:
-        root.mkdir(parents=True, exist_ok=True)
-        part = memo_path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(memo))
-        part.replace(memo_path)
+        # Only a memo: where it cannot be kept, the files are read again the next time.
+        with suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            part = memo_path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(memo))
+            part.replace(memo_path)
     return digest.hexdigest()
 
 

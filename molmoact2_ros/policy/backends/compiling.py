@@ -124,9 +124,9 @@ def compile_checkpoint(
         from molmoact2_ros.policy.backends.tensorrt_build import build_engines
 
         return build_engines(checkpoint, robot, request.kind, request.tokens, store, say)
-    model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, torch.device("cpu"), torch.float32)
+    model = load_model(checkpoint, torch.device("cpu"), torch.float32)
     stages = torch_stages(model.model, robot.dof)
-    graphs = free_graphs(stages, *image_sample(load_processor(checkpoint.directory)))
+    graphs = free_graphs(stages, *image_sample(load_processor(checkpoint.processor)))
     return [
         Agreement(graph.name, facts["cosine"], facts["max_error"], facts["largest"])
         for graph, _, facts in exported_all(graphs, checkpoint, store, say)

@@ -136,7 +136,7 @@ def decoder_graph(stage: TextDecoder, rows: int | None, past: int | None, output
     Args:
         rows, past, outputs: sizes; all None for a graph of any sizes; `past` 0 has no past inputs.
     """
-    kind, width = stage.ln_f.weight.dtype, stage.ln_f.weight.shape[0]
+    kind, width = stage.dtype, stage.ln_f.weight.shape[0]
     n: int | str = "rows" if rows is None else rows
     m: int | str = "past" if past is None else past
     o: int | str = "outputs" if outputs is None else outputs
@@ -144,8 +144,8 @@ def decoder_graph(stage: TextDecoder, rows: int | None, past: int | None, output
     layers, kv = len(stage.blocks), stage.kv_heads * stage.head
     inputs = [
         Port("rows", (n, width), kind),
-        Port("cos", (n, 1, stage.head), kind),
-        Port("sin", (n, 1, stage.head), kind),
+        Port("cos", (n, 1, stage.head), stage.cos.dtype),
+        Port("sin", (n, 1, stage.head), stage.sin.dtype),
         Port("mask", (n, whole), kind),
         Port("wanted", (o,), torch.int64),
     ]

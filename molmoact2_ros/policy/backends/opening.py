@@ -52,7 +52,7 @@ def choose(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, log
 
 
 def _graphs(model: Any, dof: int, checkpoint: Checkpoint) -> list[Any]:
-    return free_graphs(torch_stages(model, dof), *image_sample(load_processor(checkpoint.directory)))
+    return free_graphs(torch_stages(model, dof), *image_sample(load_processor(checkpoint.processor)))
 
 
 def open_stages(
@@ -97,7 +97,7 @@ def _torch(
             if captured.reason and not options.compile:
                 return _plain(model, dof, device, options, log)
             runner = captured
-        buckets = buckets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
+        buckets = buckets_for(checkpoint, model.config, load_processor(checkpoint.processor), 0)
         return bucketed_stages(model, dof, buckets, runner, log)
 
     return opened

@@ -67,9 +67,9 @@ def build_engines(
     """Build the engines that are missing; see `compile_checkpoint`."""
     trt = tensorrt_module()
     device = _gpu()
-    model = load_model(checkpoint.directory, checkpoint.config, checkpoint.tensors, device, torch.bfloat16)
+    model = load_model(checkpoint, device, torch.bfloat16)
     in_precision(model.model, precision)
-    processor = load_processor(checkpoint.directory)
+    processor = load_processor(checkpoint.processor)
     buckets = buckets_for(checkpoint, model.config, processor, tokens)
     pixels, table = image_sample(processor)
     stages = torch_stages(model.model, robot.dof)
@@ -128,7 +128,7 @@ def tensorrt_stages(
 
     def opened(model: Any, dof: int) -> Stages:
         in_precision(model, precision)
-        buckets = buckets_for(checkpoint, model.config, load_processor(checkpoint.directory), 0)
+        buckets = buckets_for(checkpoint, model.config, load_processor(checkpoint.processor), 0)
         runner = CapturedRunner(EngineRunner(engine_of, device), device, log)
         return bucketed_stages(model, dof, buckets, runner)
 

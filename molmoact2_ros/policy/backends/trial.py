@@ -41,7 +41,7 @@ def run_trial(
     changed = [first[0].copy(), *first[1:]]
     changed[0][:40, :50] ^= 0xA5
     state = np.asarray(robot.model_from_joints(robot.rest_position), dtype=np.float64)
-    low, high = (np.asarray(checkpoint.metadata["action_stats"][name]) for name in ("q01", "q99"))
+    low, high = checkpoint.action_bounds
     cache, error, largest, cosine = None, 0.0, 0.0, 1.0
     for index, images in enumerate((first, first, changed)):
         answers = [

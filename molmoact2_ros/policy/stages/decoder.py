@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from molmoact2_ros.policy.weights import CheckpointError
+from molmoact2_ros.policy.checkpoints.settings import CheckpointError
 
 
 class KeyValueStore:
@@ -63,6 +63,8 @@ class TextDecoder(nn.Module):
         self.norm_after = bool(config.norm_after)
         self.scale = self.head**-0.5
         self.max_positions = int(config.max_position_embeddings)
+        self.dtype = next(text.wte.parameters()).dtype
+        """Of rows, keys and values; norms and rotary positions may be kept more precisely."""
         weight = text.ln_f.weight
         positions = torch.arange(self.max_positions, device=weight.device)[None]
         cos, sin = text.rotary_emb(weight.new_zeros((1, 1, 1)), positions)
@@ -71,9 +73,9 @@ class TextDecoder(nn.Module):
 
     def new_store(self, capacity: int) -> KeyValueStore:
         """An empty store for at most `capacity` tokens (never more than the model has positions)."""
-        weight = self.ln_f.weight
         rows = min(capacity, self.max_positions)
-        return KeyValueStore(len(self.blocks), rows, self.kv_heads * self.head, weight.device, weight.dtype)
+        device = self.ln_f.weight.device
+        return KeyValueStore(len(self.blocks), rows, self.kv_heads * self.head, device, self.dtype)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, width) of token ids (n,), the added ones included, without joining the two tables."""
@@ -176,7 +178,10 @@ class TextDecoder(nn.Module):
 
 
 def normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """RMS norm over the last dimension as the reference rounds it: normed in float32, stored, then weighted."""
+    """RMS norm over the last dimension as the reference rounds it: normed in float32, stored, then weighted. A weight
+    of a more precise type is applied before it is stored."""
+    if norm.weight is not None and norm.weight.dtype != x.dtype:
+        return functional.rms_norm(x.to(norm.weight.dtype), (x.shape[-1],), norm.weight, norm.eps).to(x.dtype)
     plain = functional.rms_norm(x, (x.shape[-1],), None, norm.eps)
     return plain if norm.weight is None else plain * norm.weight
 
@@ -184,7 +189,8 @@ def normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
 def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary positions applied to x (rows, heads, head size); cos and sin (rows, 1, head size)."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    out = x * cos + torch.cat((-second, first), dim=-1) * sin
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def causal_mask(is_image: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:

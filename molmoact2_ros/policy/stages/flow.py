@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from molmoact2_ros.policy.checkpoints.settings import CheckpointError
 from molmoact2_ros.policy.stages.decoder import normed
 from molmoact2_ros.policy.stages.guidance import Guidance, integrate
-from molmoact2_ros.policy.weights import CheckpointError
 
 
 class FlowStage(nn.Module):
@@ -49,7 +49,8 @@ class FlowStage(nn.Module):
         Args:
             ids: (n,) every token behind `keys` and `values` (layers, n, text kv width): prompt and depth sequence.
         """
-        return self.project(*self._conditioned(ids, keys, values))
+        kind = self.expert.action_embed.weight.dtype
+        return self.project(*self._conditioned(ids, keys.to(kind), values.to(kind)))
 
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (layers, n, text kv width) as the expert's heads read them, (layers, heads, n, head size)."""

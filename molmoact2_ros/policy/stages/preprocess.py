@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from molmoact2_ros.policy.reference import prompt_text, state_bins
+from molmoact2_ros.policy.reference import prompt_text, require_room, state_bins
 
 TEMPLATES = 4
 """How many tasks' prompts are kept."""
@@ -48,8 +48,16 @@ class Preprocess:
     """
 
     def __init__(
-        self, processor: Any, config: Any, metadata: Any, depth: bool, device: torch.device, log: Callable[[str], None]
+        self,
+        processor: Any,
+        config: Any,
+        metadata: Any,
+        depth: bool,
+        device: torch.device,
+        log: Callable[[str], None],
+        room: int = 0,
     ) -> None:
+        """`room` is what a prompt must leave of the model's positions, in tokens."""
         self._processor, self._config, self._metadata = processor, config, metadata
         self._depth, self._device, self._log = depth, device, log
         self._templates: OrderedDict[tuple[Any, ...], Template] = OrderedDict()
@@ -58,6 +66,7 @@ class Preprocess:
         if not self._resizes:
             log("pictures are cut into crops by this checkpoint: the reference's processor prepares them (slower)")
         self._said = False
+        self._room = room
 
     def prompt(
         self, task: str, state: NDArray[np.float32], images: Sequence[NDArray[np.uint8]]
@@ -105,6 +114,7 @@ class Preprocess:
         made = self._processed(task, state, images)
         ids = made["input_ids"][0]
         config = self._config
+        require_room(ids.shape[0], config, self._room)
         start = (ids == config.state_start_token_id).nonzero().flatten().tolist()
         is_image = made["token_type_ids"][0].bool()
         # What precedes the state is kept from call to call, so no image may follow it.
