@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import yaml
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
@@ -13,6 +14,7 @@ from molmoact2_ros.recording.streams import Stream
 STORE = get_typestore(Stores.ROS2_JAZZY)
 STRING = Stream("/so101/task", "std_msgs/msg/String", latched=True)
 IMAGE = Stream("/so101/cameras/front/image_raw", "sensor_msgs/msg/Image", reliable=False)
+INFO = Stream("/so101/cameras/front/camera_info", "sensor_msgs/msg/CameraInfo", reliable=False)
 
 
 def string(words: str) -> bytes:
@@ -33,3 +35,7 @@ def messages(path: Path) -> list[tuple[str, bytes]]:
     """Topics and bytes of a bag in order."""
     with Reader(path) as reader:
         return [(c.topic, bytes(data)) for c, _, data in reader.messages()]
+
+
+def custom_data(path: Path) -> dict[str, str]:
+    return dict(yaml.safe_load((path / "metadata.yaml").read_text())["rosbag2_bagfile_information"]["custom_data"])

@@ -34,9 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     table = Table(box=None, pad_edge=False)
     for name in ("checkpoint", "robots", "layout", "cameras", "rows", "depth", "on disk"):
-        table.add_column(
-            name, overflow="fold", no_wrap=name == "checkpoint", min_width=37 if name == "checkpoint" else None
-        )
+        table.add_column(name, no_wrap=True)
     for model in models:
         table.add_row(
             model["id"],
@@ -47,7 +45,8 @@ def _run(arguments: argparse.Namespace) -> int:
             "yes" if model["depth"] else "no",
             f"{model['disk_gb']} GB",
         )
-    Console().print(table)
+    # A table that is folded into a narrow terminal, or into a pipe, cannot be read.
+    Console(width=max(Console().width, 200)).print(table)
     print(f"To run one: {memory['bfloat16']} GB of memory in bfloat16, {memory['float32']} GB in float32.")
     print(f"From {facts['source']}.")
     return OK

@@ -1,7 +1,7 @@
 """Keeps one arm running: connects, reads, forwards commands, holds when they cease, and connects again when it is lost.
 
 Invariant: a command that is not plausible never reaches the arm, and a reading that is not fresh never leaves this
-room. The clock and the waiting are passed in; `DriverThread` runs the loop in real time.
+room. The clock and the waiting are passed in; `thread.py` runs the loop in real time.
 """
 
 from __future__ import annotations
@@ -368,37 +368,3 @@ class DriverLoop:
             if self._hold_target is target:  # nothing else has stopped the arm meanwhile
                 self._hold_due = False
                 self.gate.held(target)
-
-
-CLOSE_S = 55.0
-"""How long an orderly end may take: parking is slow."""
-
-
-class DriverThread:
-    """Runs a `DriverLoop` in a thread of its own."""
-
-    def __init__(self, loop: DriverLoop) -> None:
-        self.loop = loop
-        self.failure: Exception | None = None
-        """What ended the thread, if something did: a fault of this program."""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="driver", daemon=True)
-
-    def start(self) -> None:
-        """Begin to connect."""
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            while not self._ended.is_set():
-                self.loop.step()
-        except Exception as error:  # the owner must learn of it: the thread has nobody to raise to
-            self.failure = error
-        finally:
-            self.loop.close()
-
-    def close(self, timeout_s: float = CLOSE_S) -> None:
-        """End the thread, which parks the arm where that is asked for, and lets go of it."""
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)

@@ -18,8 +18,9 @@ from std_msgs.msg import Bool
 
 from molmoact2_ros.drivers.driver import Driver, Reading
 from molmoact2_ros.drivers.gate import Command, GateConfig
-from molmoact2_ros.drivers.loop import DriverLoop, DriverThread, LoopConfig
+from molmoact2_ros.drivers.loop import DriverLoop, LoopConfig
 from molmoact2_ros.drivers.parking import checked_pose
+from molmoact2_ros.drivers.thread import DriverThread
 from molmoact2_ros.execution.e_stop import EStop
 from molmoact2_ros.nodes.ros.messages import nanoseconds, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter

@@ -99,6 +99,7 @@ class PolicyNode(MolmoNode):
             self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
             self.listen(DiagnosticStatus, f"cameras/{name}/state", partial(self._on_camera_state, name), LATCHED)
         self.listen(JointState, "joint_states", self._on_joints, SENSOR)
+        self._present_task = self.output(String, "policy/task", LATCHED)
         self.hear(String, "task", self._on_task)
         self.every(0.1, self._watch, inactive=True)
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
@@ -182,6 +183,8 @@ class PolicyNode(MolmoNode):
             self._changed.notify_all()
         if accepted:
             self.get_logger().info(f"task: {heard.message.data}")
+            # Latched: whoever joins late, and every bag, has it, even when its publisher is gone.
+            self._present_task.publish(heard.message)
         self._watch()
 
     def _watch(self) -> None:

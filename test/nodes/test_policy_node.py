@@ -21,6 +21,7 @@ from rclpy.duration import Duration
 from ros_process import Companion, NodeProcess, wait_until
 from safetensors.torch import load_file, save_file
 from small_checkpoints import ROBOT, make_checkpoint
+from std_msgs.msg import String
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
 from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE
@@ -78,6 +79,16 @@ def test_chunk_and_depth_carry_the_oldest_observation(running: tuple[NodeProcess
         nanoseconds(c.header.stamp) for c in cell.chunks
     }
     assert newest_grid(cell) == {0}, "an unchanged image re-predicts no cell"
+
+
+def test_the_present_task_is_there_for_whoever_joins_late(running: tuple[NodeProcess, Cell]) -> None:
+    _, cell = running
+    cell.task("pick up the red cube")
+    settled(cell, "chunks")
+    found: list[String] = []
+    cell.node.create_subscription(String, "policy/task", found.append, LATCHED)
+    wait_until(lambda: found, "the task that the policy holds")
+    assert found[-1].data == "pick up the red cube"
 
 
 def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]) -> None:
