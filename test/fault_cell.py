@@ -179,8 +179,12 @@ class FaultCell:
             return np.array([position for _, position in self.commands[since:]]).reshape(-1, ROBOT.dof)
 
     def await_rest(self, count: int = 15) -> np.ndarray:
-        """Wait until the last `count` commands are one and the same; returns it."""
+        """Wait until the last `count` commands are one and the same, or after a fault or an e-stop until none comes any
+        more; returns the last one."""
         first = len(self.commands)
+        if self.state in ("FAULT", "ESTOPPED"):
+            wait_until(self._let_go, lambda: f"the arm to be let go; it says {self.told()}", 15.0)
+            return self.sent(len(self.commands) - 1)[-1]
 
         def rests() -> bool:
             last = self.sent(max(first, len(self.commands) - count))
@@ -188,6 +192,12 @@ class FaultCell:
 
         wait_until(rests, lambda: f"the commands to come to rest; it says {self.told()}", 15.0)
         return self.sent(len(self.commands) - 1)[-1]
+
+    def _let_go(self) -> bool:
+        """Nothing is commanded while the state is published twice."""
+        states, sent = len(self.states), len(self.commands)
+        wait_until(lambda: len(self.states) >= states + 2, "two more states", 15.0)
+        return len(self.commands) == sent
 
     def await_more(self, count: int) -> np.ndarray:
         """The next `count` commands."""
