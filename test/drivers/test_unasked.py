@@ -14,9 +14,8 @@ from molmoact2_ros.benchmarking.unasked import SCENARIOS, play
 from molmoact2_ros.benchmarking.unasked_report import MEANINGS, exceeded, unasked_table
 
 FAST = {
-    "so101": ("e_stop_released", "e_stop_other_lets_go", "power_cut", "arm_and_disarm"),
-    "yam": ("e_stop_best_effort", "hand_guiding"),
-    "franka": ("e_stop_released", "user_stop"),
+    "so101": ("e_stop_released", "power_cut"),
+    "yam": ("hand_guiding",),
 }
 STATES = {
     **dict.fromkeys(("e_stop_released", "e_stop_tapped", "e_stop_best_effort"), ("ESTOPPED",)),
