@@ -16,7 +16,7 @@ from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 from molmoact2_ros.bringup.specs import ROOMS
 from molmoact2_ros.nodes.ros.subscriptions import every_kind
 
-START_S = 30.0
+START_S = 120.0
 SUBSCRIPTIONS = dict.fromkeys(("task", "e_stop"), len(every_kind()))
 """Of topics that every kind of publisher is heard on; others have one."""
 CASES = {
