@@ -169,7 +169,8 @@ def bench_robots(robots: list[str], out: Path, page: Path, motion_s: float) -> t
         ValueError: a robot has no plan.
     """
     check_robots(robots)
-    reports = {robot: drill(robot, out, motion_s) for robot in robots}
+    today = date.today().isoformat()
+    reports = {robot: {"date": today, **drill(robot, out, motion_s)} for robot in robots}
     keep(page, reports)
     return page, reports
 
@@ -186,7 +187,7 @@ def keep(page: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
     kept = page.with_suffix(".json")
     known = json.loads(kept.read_text()) if kept.is_file() else {}
     for robot, report in reports.items():
-        known[robot] = {**known.get(robot, {}), "date": date.today().isoformat(), **report}
+        known[robot] = {**known.get(robot, {}), **report}
     page.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(known, indent=1) + "\n")
     page.write_text(render(known))
@@ -204,12 +205,12 @@ def render(reports: Mapping[str, Mapping[str, Any]]) -> str:
         "",
     ]
     for robot, report in sorted(reports.items()):
-        lines += [f"## {robot}", "", f"{PLANS[robot].driver}; {report['date']}.", ""]
+        lines += [f"## {robot}", "", f"{PLANS[robot].driver}.", ""]
         if "motion" in report:
-            lines += [*_motion(report["motion"]), ""]
+            lines += [f"Measured on {report['date']}.", "", *_motion(report["motion"]), ""]
             lines += _faults(report["faults"], {case.fault: case.meaning for case in PLANS[robot].cases})
         if "unasked" in report:
-            lines += unasked_table(report["unasked"])
+            lines += [f"Measured on {report['unasked_date']}.", "", *unasked_table(report["unasked"])]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def bench_unasked(robots: list[str], out: Path, page: Path) -> tuple[Path, dict[
     """
     check_robots(robots)
     found = {robot: play(robot, out, SCENARIOS[robot]) for robot in robots}
-    keep(page, {robot: {"unasked": rows} for robot, rows in found.items()})
+    today = date.today().isoformat()
+    keep(page, {robot: {"unasked_date": today, "unasked": rows} for robot, rows in found.items()})
     return page, found
 
 
