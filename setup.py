@@ -9,6 +9,8 @@ from setuptools import setup
 
 PACKAGE = "molmoact2_ros"
 EXECUTABLES = Path("build/ros2_run")
+SOURCE = Path(__file__).resolve().parent
+"""colcon --symlink-install runs a link to this file in its build folder, where only what it knows of is linked, too."""
 
 
 def files(*patterns: str) -> list[str]:
@@ -19,11 +21,11 @@ def files(*patterns: str) -> list[str]:
 def executables() -> list[str]:
     """Make one file for each console script: `ros2 run` looks in lib/<package>, and pip puts scripts into bin/ only."""
     config = configparser.ConfigParser()
-    config.read("setup.cfg")
+    config.read(SOURCE / "setup.cfg")
     lines = config["options.entry_points"]["console_scripts"].strip().splitlines()
     EXECUTABLES.mkdir(parents=True, exist_ok=True)
     return [
-        shutil.copy("scripts/run_console_script", EXECUTABLES / line.partition("=")[0].strip()).as_posix()
+        shutil.copy(SOURCE / "scripts/run_console_script", EXECUTABLES / line.partition("=")[0].strip()).as_posix()
         for line in lines
     ]
 
