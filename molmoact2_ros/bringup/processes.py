@@ -289,15 +289,23 @@ def _is_overlay(prefix: str) -> bool:
     return bool(prefix) and not (Path(prefix) / "lib" / "librcl.so").exists() and Path(prefix) != Path(sys.prefix)
 
 
+def left_behind(folder: Path = Path("/dev/shm")) -> set[int]:
+    """Domains whose ports have shared memory of Fast DDS, of a process that runs or of one that was killed."""
+    ports = (entry.name.removeprefix("fastrtps_port") for entry in folder.glob("fastrtps_port*"))
+    return {(int(port) - 7400) // 250 for port in ports if port.isdigit()}
+
+
 def free_domain_id() -> int:
     """Return a ROS domain id that nobody on this machine uses, so that two sessions never hear each other.
 
     A domain in use has somebody bound to its discovery port, 7400 + 250 * id. Above 101 these ports are in the range
-    that Linux gives to outgoing connections.
+    that Linux gives to outgoing connections. Domains in which a killed process has left shared memory behind come
+    last: what is sent to such a port may never arrive.
     """
     candidates = list(range(1, 102))
     random.SystemRandom().shuffle(candidates)
-    for domain in candidates:
+    left = left_behind()
+    for domain in sorted(candidates, key=lambda domain: domain in left):
         with contextlib.ExitStack() as stack:
             try:
                 for offset in _DISCOVERY_PORTS:

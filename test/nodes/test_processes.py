@@ -241,3 +241,14 @@ def test_a_domain_in_use_is_not_taken(tmp_path, monkeypatch):
     with ProcessGroup([spec], tmp_path, os.environ) as bringup:
         assert eventually(lambda: "camera 'front'" in bringup.processes["camera"].log.read_text())
         assert free_domain_id() != first
+
+
+def test_domains_in_which_a_killed_process_left_shared_memory_come_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fastrtps_port8161", "fastrtps_port8161_el", "fastrtps_0f5d169180077527", "sem.fastrtps_port9000"):
+        (tmp_path / name).touch()
+    assert processes.left_behind(tmp_path) == {3}
+    monkeypatch.setattr(processes, "left_behind", lambda: set(range(1, 102)) - {57})
+    found = {free_domain_id() for _ in range(5)}
+    assert found == {57}
