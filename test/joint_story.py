@@ -75,6 +75,9 @@ class MovingArm:
         if not self.guided:
             self.goal = np.array(positions)
 
+    def hold(self, positions: Array) -> None:
+        self.write(positions)
+
     def confirms(self, positions: Array) -> bool:
         return bool(np.array_equal(self.goal, positions))
 

@@ -33,6 +33,9 @@ class PretendArm:
             raise StaleError("no answer")
         self.written.append(np.array(positions))
 
+    def hold(self, positions) -> None:
+        self.write(positions)
+
     def confirms(self, positions) -> bool:
         return bool(self.written) and np.array_equal(self.written[-1], positions) and self.keeps
 

@@ -79,6 +79,10 @@ class Driver(Protocol):
             StaleError: they did not go out.
         """
 
+    def hold(self, positions: Array) -> None:
+        """Stop, and stay at `positions` (dof,) where the arm cannot stop better by itself. Raises StaleError as `write`
+        does."""
+
     def confirms(self, positions: Array) -> bool:
         """Tell whether the hardware's own goal is `positions`, written before. Raises StaleError as `read` does."""
 

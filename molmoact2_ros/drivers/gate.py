@@ -100,11 +100,6 @@ class Gate:
         """Why it is closed; empty while it is open."""
         return "" if self._open else self._reason
 
-    @property
-    def passed(self) -> Array | None:
-        """The last set-point (dof,) that passed since the gate opened."""
-        return None if self._passed is None else self._passed.positions
-
     def close(self, reason: str, *, over: bool) -> None:
         """Let nothing pass until a command agrees with a reading that is taken from now on. `over`: the present stream
         of commands is over for good."""

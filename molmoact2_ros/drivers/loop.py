@@ -360,8 +360,7 @@ class DriverLoop:
                     self._hold_target[grippers] = self._target[grippers]
                 self.counters.holds += 1
             target = self._target = self._hold_target
-        # A driver that can stop an arm better than by naming a place does so.
-        getattr(self.driver, "hold", self.driver.write)(target)
+        self.driver.hold(target)
         if not self.driver.confirms(target):
             return
         with self._lock:

@@ -145,6 +145,10 @@ class So101Driver:
         goals = {f"{name}.pos": float(value) for name, value in zip(self.robot.joint_names, vector, strict=True)}
         self._exchange("the command", lambda _: self._follower.send_action(goals))
 
+    def hold(self, positions: Array) -> None:
+        """See `Driver`: its place is a goal like any other."""
+        self.write(positions)
+
     def confirms(self, positions: Array) -> bool:
         """See `Driver`: the servos are asked for their goals."""
         goals, _ = self._exchange("the goals", lambda bus: bus.sync_read("Goal_Position"))

@@ -136,6 +136,10 @@ class YamDriver:
             self._cycle(arm)
             arm.robot.command_joint_pos(vector[i * MOTORS : (i + 1) * MOTORS].copy())
 
+    def hold(self, positions: Array) -> None:
+        """See `Driver`: its place is a goal like any other."""
+        self.write(positions)
+
     def confirms(self, positions: Array) -> bool:
         """See `Driver`: i2rt sends its target anew in every cycle, so it has it while the chains run."""
         for arm in self._arms:

@@ -48,13 +48,14 @@ class EStop:
             return ""
         if self._heard_ns is None:
             return f"no e_stop publisher has been heard; one must publish every {self._heartbeat_s:g} s"
+        self.clock_went_back(now_ns)
         silent = (now_ns - self._heard_ns) * 1e-9
         if silent <= self._heartbeat_s:
             return ""
         return f"e_stop silent for {silent:.2f} s (limit {self._heartbeat_s:.2f} s); is its publisher running?"
 
     def clock_went_back(self, now_ns: int) -> None:
-        """The clock was set back: silence counts from now."""
+        """Where the clock was set back, silence counts from now; otherwise nothing changes."""
         with self._lock:
             if self._heard_ns is not None:
                 self._heard_ns = min(self._heard_ns, now_ns)

@@ -53,3 +53,10 @@ def test_without_a_heartbeat_silence_means_nothing():
     assert EStop().silence(10**15) == "" and not EStop().ever_heard
     with pytest.raises(ValueError, match="e_stop_heartbeat_s must be 0"):
         EStop(-1.0)
+
+
+def test_a_clock_that_is_set_back_does_not_hide_the_silence_after_it():
+    stop = EStop(heartbeat_s=0.5)
+    stop.heard("button", False, 3600 * S)
+    assert stop.silence(10 * S) == ""
+    assert "silent for 0.60 s" in stop.silence(10 * S + 6 * S // 10)
