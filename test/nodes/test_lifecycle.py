@@ -1,11 +1,13 @@
 """Every node gives back what it made when it is cleaned up, and can be configured anew.
 
 Pins: no second publisher, subscription or timer after a second configuration; a node that is inactive sends no chunks
-and no images.
+and no images. A destroyed node once kept its lifecycle services until the garbage collector came by, and a transition
+that was asked of the next node of that name went there.
 """
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 
 from molmoact2_ros.bringup.specs import ROOMS
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
 from molmoact2_ros.nodes.ros.subscriptions import every_kind
 
 START_S = 120.0
@@ -69,3 +72,18 @@ def test_a_node_can_be_cleaned_up_and_configured_anew(name: str, tmp_path: Path)
         state = other.call(GetState, f"{name}/get_state", GetState.Request())
         assert state.current_state.id == State.PRIMARY_STATE_UNCONFIGURED
         assert process.interrupt() == 0, process.output
+
+
+def test_a_destroyed_node_is_gone_without_the_garbage_collector() -> None:
+    def transitions_of(name: str) -> list[str]:
+        return [service for service, _ in other.node.get_service_names_and_types() if f"/{name}/change_state" in service]
+
+    with Companion() as other:
+        gc.disable()
+        try:
+            node = MolmoNode("leaving")
+            wait_until(lambda: transitions_of("leaving"), "the services of the node")
+            node.destroy_node()
+            wait_until(lambda: not transitions_of("leaving"), "their end")
+        finally:
+            gc.enable()

@@ -203,6 +203,14 @@ class MolmoNode(LifecycleNode):
         """ROS time, ns. The one clock that rooms are handed."""
         return int(self.get_clock().now().nanoseconds)
 
+    def destroy_node(self) -> None:
+        """Leave the graph at once. rclpy's own keeps the lifecycle services, and with them the node, until the garbage
+        collector comes by: who asks for a transition meanwhile waits for ever."""
+        super().destroy_node()
+        for service in [value for name, value in vars(self).items() if name.startswith("_service_")]:
+            service.destroy()
+        self._state_machine.destroy_when_not_in_use()
+
     # -- lifecycle --------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
