@@ -76,7 +76,8 @@ def test_a_node_can_be_cleaned_up_and_configured_anew(name: str, tmp_path: Path)
 
 def test_a_destroyed_node_is_gone_without_the_garbage_collector() -> None:
     def transitions_of(name: str) -> list[str]:
-        return [service for service, _ in other.node.get_service_names_and_types() if f"/{name}/change_state" in service]
+        services = other.node.get_service_names_and_types()
+        return [service for service, _ in services if f"/{name}/change_state" in service]
 
     with Companion() as other:
         gc.disable()

@@ -39,6 +39,8 @@ from molmoact2_ros.nodes.ros.node_base import (
 CHUNK_S = 0.1
 RAMP_S = 3.0
 """The motion grows to its size in this time."""
+SETTLED_S = 0.5
+"""How long after a fault a state must have lasted to count."""
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -66,6 +68,8 @@ class DrillNode(MolmoNode):
         self._ended = threading.Event()
         self._state, self._reason, self._own = "", "", {}  # type: ignore[var-annotated]
         self._driver = ""
+        self._story: list[str] = []
+        """States and reasons since the fault was switched on: one may last for a moment only."""
         self._position: NDArray[np.float64] | None = None
         self._home: NDArray[np.float64] | None = None
         self._from: NDArray[np.float64] = np.zeros(0)
@@ -114,6 +118,9 @@ class DrillNode(MolmoNode):
     def _on_state(self, message: DiagnosticStatus) -> None:
         values = {pair.key: pair.value for pair in message.values}
         self._state, self._reason, self._own = message.message, values.get("reason", ""), values
+        told = f"{self._state}: {self._reason}"
+        if self._story[-1:] != [told]:
+            self._story.append(told)
 
     def _on_driver(self, message: DiagnosticStatus) -> None:
         self._driver = "ok" if message.level == DiagnosticStatus.OK else message.message
@@ -233,6 +240,7 @@ class DrillNode(MolmoNode):
     def _drill(self, fault: str, expected: str, deadline_s: float) -> dict[str, Any]:
         """Switch one fault on and off; returns what came of it."""
         found: dict[str, Any] = {"fault": fault, "expected": expected, "deadline_s": deadline_s}
+        self._story.clear()
         self._fault.publish(String(data=fault))
         begun = time.monotonic()
         if expected == "TRACKING":  # a fault that the driver must ride out
@@ -243,15 +251,20 @@ class DrillNode(MolmoNode):
             found |= {"state": left[0] if left else "TRACKING", "after_s": 0.0, "reason": self._reason}
         else:
             try:
-                found["after_s"] = self._wait(lambda: self._state == expected, expected, 3.0 * deadline_s)
+                found["after_s"] = self._wait(
+                    lambda: any(told.startswith(f"{expected}:") for told in self._story), expected, 3.0 * deadline_s
+                )
+                found |= {"state": expected, "reason": self._reason}
             except TimeoutError:
-                found["after_s"] = float("inf")
-            found |= {"state": self._state, "reason": self._reason}
+                found |= {"state": self._state, "reason": self._reason, "after_s": float("inf")}
         self._ended.wait(1.5)
+        found["story"] = list(self._story)
         self._fault.publish(String(data="none"))
         begun = time.monotonic()
         # An arm that was lost and found again is not moved by the arming of before: the executor is told, and lets go.
+        # It says so at the first command that the driver refuses: the executor tracks for a moment before.
         self._wait(lambda: self._state in ("TRACKING", "FAULT", "ESTOPPED"), "an end of the hold", 20.0)
+        self._ended.wait(SETTLED_S)
         if self._state in ("FAULT", "ESTOPPED"):
             if "driver/recover" in self._reason:
                 self._ask(self._recover_client)
