@@ -31,7 +31,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from molmoact2_ros.bringup.ending import LAUNCHER, PARK_S, REST_S, RESTART_DELAY_S, RESTARTS, OnEnd, ends_after
 from molmoact2_ros.bringup.frames import camera_frames
-from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, namespace_of
+from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, camera_example, namespace_of
 from molmoact2_ros.bringup.specs import Cell, NodeSpec, Value, fastdds_profile, nodes
 from molmoact2_ros.embodiments import EMBODIMENTS, embodiment
 from molmoact2_ros.embodiments.description import robot_description
@@ -67,11 +67,12 @@ def variants(family: str) -> tuple[str, ...]:
 
 def robot_arguments(family: str) -> tuple[Argument, ...]:
     """Arguments of a robot's launch file."""
-    cameras = ", ".join(embodiment(family).camera_names)
     ports = {"so101": "Serial port of the arm", "yam": "CAN channels of the left and the right arm"}.get(family)
     hardware = (
         [Argument("ports", "", f"{ports}, with commas between; empty: as the config file says.")] if ports else []
     )
+    if family == "so101":
+        hardware += [Argument("calibration_id", "", "What lerobot-calibrate was told as --robot.id.")]
     if family == "franka":
         hardware = [Argument("robot_ip", "", "Address of the arm for this package's own driver; see driver.")]
     return (
@@ -91,7 +92,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
             DRIVERS,
         ),
         *hardware,
-        Argument("serials", "", f"Serial numbers of RealSense cameras ({cameras}), with commas between."),
+        Argument("cameras", "", f"Of a robot, <name>=<source> with commas between: {camera_example(family)}."),
         *_COMMON,
         Argument("visualize", "true", "Start the visualizer.", BOOL),
         Argument("model", "true", "Start robot_state_publisher and publish where the cameras are.", BOOL),
@@ -120,6 +121,13 @@ RVIZ_ARGUMENTS = (
 )
 
 
+TEXTS = (
+    *("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip"),
+    "calibration_id",
+)
+"""Arguments that are options as they are written."""
+
+
 def options_of(values: Mapping[str, str]) -> Options:
     """Return the bringup options for launch arguments; those that a launch file does not have keep their default.
 
@@ -127,7 +135,7 @@ def options_of(values: Mapping[str, str]) -> Options:
         ValueError: an argument that must be a number is none.
     """
     given: dict[str, Any] = {}
-    for name in ("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip"):
+    for name in TEXTS:
         if name in values:
             given[name] = values[name]
     for name in ("sim", "emulated", "visualize"):
@@ -139,7 +147,7 @@ def options_of(values: Mapping[str, str]) -> Options:
                 given[name] = int(values[name])
             except ValueError:
                 raise ValueError(f"{name}:={values[name]} is no whole number, for instance {name}:=10") from None
-    for name in ("ports", "serials"):
+    for name in ("ports", "cameras"):
         if values.get(name):
             given[name] = tuple(part.strip() for part in values[name].split(","))
     return Options(**given)

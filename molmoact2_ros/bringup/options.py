@@ -23,8 +23,7 @@ class Options:
 
     Attributes:
         robot: an embodiment's name.
-        sim: start the simulated cell and drive episodes on it; otherwise the robot's driver, with the camera sources
-            of the config file.
+        sim: start the simulated cell and drive episodes on it; otherwise the robot's driver and its cameras.
         emulated: put the simulated cell behind the emulated bus of the real arm, with the real driver on it.
         policy: `molmoact2`, `expert` for the scripted expert of the simulated cell, or `none` on a robot that is led
             by hand or by another program.
@@ -43,8 +42,10 @@ class Options:
         driver: `node` starts this package's driver, `external` none (franka_ros2, or one of your own, in the same
             namespace); `auto` is `node`, but for a Franka without `robot_ip`.
         robot_ip: address of a Franka. ports: serial port of an SO-100/101, or the CAN channels of the left and the
-            right YAM. serials: of the RealSense cameras, in the order of the robot's cameras. Empty leaves what the
-            config file says.
+            right YAM. calibration_id: of an SO-100/101, what `lerobot-calibrate` was told as --robot.id. Empty leaves
+            what the config file says.
+        cameras: where the images of a robot come from, each `<name>=<source>`, such as
+            `front=v4l2:/dev/v4l/by-path/...`; empty leaves what the config file says.
     """
 
     robot: str = "so101"
@@ -66,7 +67,8 @@ class Options:
     driver: str = "auto"
     robot_ip: str = ""
     ports: tuple[str, ...] = ()
-    serials: tuple[str, ...] = ()
+    calibration_id: str = ""
+    cameras: tuple[str, ...] = ()
 
 
 def namespace_of(options: Options) -> str:
@@ -79,6 +81,31 @@ def external(options: Options) -> bool:
     if options.driver != "auto":
         return options.driver == "external"
     return embodiment(options.robot).family == "franka" and not options.robot_ip
+
+
+def camera_sources(options: Options) -> dict[str, str]:
+    """The source of each camera that `cameras` names.
+
+    Raises:
+        ValueError: an entry is not of the form <name>=<source>, or names a camera twice.
+    """
+    found: dict[str, str] = {}
+    for entry in options.cameras:
+        name, _, source = (part.strip() for part in entry.partition("="))
+        if not name or not source or name in found:
+            wrong = f"{name} twice" if name in found else repr(entry)
+            raise ValueError(f"cameras must be {camera_example(options.robot)}, got {wrong}")
+        found[name] = source
+    # In the order of the robot, whose first camera the depth image belongs to; others after them.
+    own = embodiment(options.robot).camera_names
+    return dict(sorted(found.items(), key=lambda item: own.index(item[0]) if item[0] in own else len(own)))
+
+
+def camera_example(robot: str) -> str:
+    """What `cameras` may be, for messages."""
+    sources = ("v4l2:/dev/v4l/by-path/...", "realsense:<serial>", "topic:<topic>")
+    names = embodiment(robot).camera_names
+    return ",".join(f"{name}={source}" for name, source in zip(names, sources, strict=False))
 
 
 def check(options: Options) -> None:
@@ -98,10 +125,8 @@ def check(options: Options) -> None:
         raise ValueError(missing)
     if options.driver not in DRIVERS:
         raise ValueError(f"driver must be one of {', '.join(DRIVERS)}, got {options.driver!r}")
-    count = len(embodiment(options.robot).camera_names)
-    if options.serials and len(options.serials) != count:
-        names = ", ".join(embodiment(options.robot).camera_names)
-        raise ValueError(f"serials must be {count}, one for each of {names}, got {len(options.serials)}")
+    if options.sim and options.cameras:
+        raise ValueError("the simulated cell has cameras of its own; leave out cameras, or set sim to false")
     if options.episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {options.episodes}")
     if options.episode_timeout_s <= 0.0:

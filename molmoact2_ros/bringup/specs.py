@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from molmoact2_ros.bringup.ending import ENDS_AFTER, OnEnd, ends_after
-from molmoact2_ros.bringup.options import Options, check, external, namespace_of
+from molmoact2_ros.bringup.options import Options, camera_example, camera_sources, check, external, namespace_of
+from molmoact2_ros.cameras.cell_cameras import CELL
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.franka_droid import FRANKA_HAND, FrankaDroid
 from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
@@ -157,6 +158,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     check(replace(options, checkpoint=named))
     checkpoint: dict[str, Value] = {"checkpoint": named or str(bundled_checkpoint(robot.family))}
     cameras = list(cell.written("camera").get("names", robot.camera_names))
+    sources = camera_sources(options)
+    cameras = list(sources) or cameras
     views: dict[str, Value] = {"cameras": cameras}
     found = []
     if options.sim:
@@ -174,8 +177,9 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             found.append(node(f"{robot.family}_driver_node", hardware_parameters(options)))
         elif robot.family == "franka":
             found.append(node("franka_state_node", on_end=OnEnd.REPORTED))  # without franka_msgs it says so and ends
-        serials = [f"realsense:{serial}" for serial in options.serials]
-        found.append(node("camera_node", {"sources": serials} if serials else {}, {"names": cameras}))
+        given = {"names": cameras, "sources": list(sources.values())} if sources else {}
+        found.append(node("camera_node", given, {"names": cameras}))
+        _check_real_cameras(options, found[-1].parameters.get("sources", cell.written("camera").get("sources", [])))
     if options.policy == "expert":
         found.append(node("expert_node"))
     elif options.policy == "molmoact2":
@@ -188,6 +192,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     found.append(node("executor_node", {}, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
         shown = {**views, **checkpoint, "base_frame": robot.base_link}
+        if options.sim:
+            shown["calibration_file"] = CELL
         found.append(node("visualizer_node", {}, shown, on_end=OnEnd.REPORTED if options.sim else OnEnd.RESTARTED))
     if options.film or options.picture:
         given, derived = cell.chosen("film", "picture")
@@ -198,6 +204,16 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     if options.sim:
         found.append(node("episode_node", *cell.chosen("task", "episodes", "seed", "episode_timeout_s")))
     return tuple(found)
+
+
+def _check_real_cameras(options: Options, sources: Any) -> None:
+    """Raise ValueError where a policy would move a real arm without its own cameras."""
+    form = f"cameras:={camera_example(options.robot)}, or sources of the camera node in a file of your own (config)"
+    simulated = [source for source in sources if str(source).split(":")[0] == "sim"]
+    if simulated:
+        raise ValueError(f"{', '.join(simulated)} shows a simulated cell, and this is a real arm; say {form}")
+    if not any(sources) and options.policy != "none":
+        raise ValueError(f"nothing says where the images of {options.robot} come from; say {form}")
 
 
 def franka_ros2_parameters(options: Options) -> dict[str, Value]:
@@ -218,7 +234,7 @@ def franka_ros2_parameters(options: Options) -> dict[str, Value]:
 
 
 def hardware_parameters(options: Options) -> dict[str, Value]:
-    """Parameters of the robot's driver that follow from `robot_ip` and `ports`.
+    """Parameters of the robot's driver that follow from `robot_ip`, `ports` and `calibration_id`.
 
     Raises:
         ValueError: the robot has no such connection, or another number of them.
@@ -235,6 +251,10 @@ def hardware_parameters(options: Options) -> dict[str, Value]:
             what = " and ".join(ports) or "no ports"
             raise ValueError(f"{options.robot} has {what}, got ports {', '.join(options.ports)}")
         found.update(zip(ports, options.ports, strict=True))
+    if options.calibration_id:
+        if family != "so101":
+            raise ValueError(f"calibration_id is of an SO-100/101; {options.robot} has none")
+        found["calibration_id"] = options.calibration_id
     return found
 
 

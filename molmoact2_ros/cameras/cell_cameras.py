@@ -15,6 +15,8 @@ from molmoact2_ros.embodiments.franka_droid import FrankaDroid
 from molmoact2_ros.embodiments.urdf import robot_urdf
 
 Array = NDArray[np.float64]
+CELL = "cell"
+"""What a node is told as its calibration file where the cameras are those of the simulated cell."""
 
 
 def looking_at(

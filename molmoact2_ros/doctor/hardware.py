@@ -65,7 +65,7 @@ def cameras(machine: Machine, cell: Cell) -> Iterable[Finding]:
             "cameras",
             Level.WARN,
             f"the config names no real camera; plugged in: {', '.join(known) or 'none'}",
-            "ls -l /dev/v4l/by-path  # then set camera sources in the config file",
+            "ls -l /dev/v4l/by-path  # then cameras:=<name>=v4l2:<path>,... of the launch file",
         )
     speeds = [path for path in machine.listed("/sys/bus/usb/devices", "*/product") if "RealSense" in machine.read(path)]
     for path in speeds:

@@ -90,6 +90,9 @@ class CameraNode(MolmoNode):
 
     def setup(self) -> None:
         names, sources = list(self.param("names")), list(self.param("sources"))
+        if not any(sources):
+            example = [f"v4l2:/dev/v4l/by-path/... of {name}" for name in names]
+            raise ValueError(f"parameter sources is empty; say where the images come from, such as {example}")
         if len(set(names)) != len(names) or len(names) != len(sources):
             raise ValueError(f"parameters names {names} and sources {sources} must be distinct and of one length")
         calibrations, formats, exposures, whites = (

@@ -23,7 +23,7 @@ from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
 from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
-from molmoact2_ros.cameras.cell_cameras import camera_calibration
+from molmoact2_ros.cameras.cell_cameras import CELL, camera_calibration
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import depth_info
 from molmoact2_ros.nodes.ros.messages import (
@@ -72,7 +72,9 @@ class VisualizerNode(MolmoNode):
     PARAMETERS = (
         Parameter("cameras", ["front", "wrist"], "Cameras to draw into; the first is the one of the depth codes."),
         Parameter("checkpoint", "", "Where the depth decoder is: a checkpoint's directory; empty: no depth images."),
-        Parameter("calibration_file", "", "Where the cameras of a real cell are (YAML); empty: the simulated cell."),
+        Parameter(
+            "calibration_file", "", "Where the cameras are (YAML); cell: as in the simulated one; empty: unknown."
+        ),
         Parameter("max_rate_hz", 15.0, "Overlays a second for each camera, Hz.", 1.0, 60.0),
         Parameter("overlay_scale", 2, "Size of an overlay over the camera's image.", 1, 4),
         Parameter("base_frame", "base_link", "Frame of the path, the markers and the points."),
@@ -132,10 +134,11 @@ class VisualizerNode(MolmoNode):
         return super().diagnose()
 
     def _load_calibrations(self) -> dict[str, CameraCalibration]:
-        if self.param("calibration_file"):
-            found = load_calibrations(self.param("calibration_file"))
-        else:
+        file = self.param("calibration_file")
+        if file == CELL:
             found = {camera: camera_calibration(self._robot.name, camera) for camera in self._cameras}
+        else:
+            found = load_calibrations(file) if file else {}
         for camera in set(self._cameras) - set(found):
             self.get_logger().warning(f"camera {camera!r} has no calibration; its overlay has no path")
         return found

@@ -18,6 +18,7 @@ from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from visualization_msgs.msg import Marker, MarkerArray
 
+from molmoact2_ros.cameras.cell_cameras import CELL
 from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
@@ -28,7 +29,8 @@ ROWS = START + np.linspace(0.0, 1.0, 30)[:, None] * np.array([0.3, 0.4, 0.0, -0.
 
 
 def running(log: Path, parameters: dict[str, object]) -> NodeProcess:
-    return NodeProcess("molmoact2_ros.nodes.visualizer_node", ros_arguments(parameters), log)
+    arguments = ros_arguments({"calibration_file": CELL, **parameters})
+    return NodeProcess("molmoact2_ros.nodes.visualizer_node", arguments, log)
 
 
 @pytest.fixture
@@ -182,3 +184,16 @@ def test_garbage_is_reported_and_survived(robot: Companion, tmp_path: Path) -> N
         wait_until(lambda: "updated cells not shown" in node.output, "the refusal", meanwhile=rest.tick)
         wait_until(lambda: len(rest.paths) > shown, "a good chunk is shown again", meanwhile=rest.tick_with_chunk)
         assert node.interrupt() == 0, node.output
+
+
+def test_a_real_camera_without_a_calibration_shows_no_path(robot: Companion, tmp_path: Path) -> None:
+    """The poses of the simulated cell's cameras would draw it where it is not."""
+    with running(tmp_path / "log", {"calibration_file": ""}) as node:
+        rest = Robot(robot)
+        done = [rest.paths, *rest.overlays.values()]
+        wait_until(lambda: all(done), f"path and overlays arrive: {node.output}", meanwhile=rest.tick_with_chunk)
+        for overlays in rest.overlays.values():
+            overlays.clear()
+        wait_until(lambda: all(done), "overlays after the path", meanwhile=rest.tick_with_chunk)
+        assert all(colourful(overlays[-1]) <= 50 for overlays in rest.overlays.values())
+        assert node.output.count("has no calibration; its overlay has no path") == 2

@@ -53,11 +53,12 @@ def test_each_choice_starts_its_nodes():
     assert executables(Options()) == base
     assert executables(Options(policy="expert", visualize=False)) == base - {"policy", "visualizer"} | {"expert"}
     assert executables(EVERYTHING) == base | {"film", "recorder"}
-    assert executables(Options(sim=False, checkpoint="a/b")) == base - {"sim", "episode"} | {"so101_driver"}
+    real = Options(sim=False, checkpoint="a/b", cameras=("front=v4l2:/a",))
+    assert executables(real) == base - {"sim", "episode"} | {"so101_driver"}
     assert executables(Options(emulated=True)) == base | {"so101_driver"}
     for robot in ("yam", "franka"):
         assert f"{robot}_driver" in executables(Options(robot=robot, emulated=True, policy="expert"))
-    franka = Options(robot="franka", sim=False, checkpoint="a/b")
+    franka = Options(robot="franka", sim=False, checkpoint="a/b", cameras=("wrist=realsense:1",))
     assert "franka_state" in executables(franka) and "franka_driver" not in executables(franka)
     assert "franka_driver" in executables(replace(franka, robot_ip="10.0.0.2"))
     assert {spec.namespace for spec in nodes(Options(namespace="left/arm"))} == {"/left/arm"}
@@ -178,7 +179,8 @@ def test_cameras_on_links_have_frames_that_belong_to_them(tmp_path: Path):
     assert frame == StaticFrame("left_base_link", "top_optical_frame", (0.1, 0.2, 0.9), (0.0, 1.0, 0.0, 0.0))
 
 
-REAL = Options(robot="yam", sim=False, checkpoint="a/b")
+YAM_CAMERAS = ("top=realsense:1", "left=realsense:2", "right=realsense:3")
+REAL = Options(robot="yam", sim=False, checkpoint="a/b", cameras=YAM_CAMERAS)
 DERIVED = {
     "policy": {"norm_tag": "mine", "checkpoint": "/mine"},
     "visualizer": {"base_frame": "table", "checkpoint": "/elsewhere", "cameras": ["up"]},
@@ -206,7 +208,7 @@ def effective(spec: NodeSpec) -> dict:
 @pytest.mark.parametrize(
     "options",
     [
-        replace(REAL, checkpoint="", record="/bags"),
+        replace(REAL, checkpoint="", cameras=(), record="/bags"),
         Options(robot="yam", record="/bags"),
         Options(robot="yam", policy="expert"),
     ],
@@ -232,13 +234,51 @@ def test_the_cameras_of_the_file_are_those_of_every_node_that_shows_or_keeps_ima
             assert effective(spec)["sources"] == ["sim:molmoact2_so101_up", "sim:molmoact2_so101_down"]
 
 
+def test_named_cameras_come_in_the_order_of_the_robot_and_others_after_them():
+    named = ("side=topic:/usb/image_raw", "right=realsense:3", "top=v4l2:/dev/v4l/by-path/a")
+    camera = next(spec for spec in nodes(replace(REAL, cameras=named)) if spec.name == "camera")
+    assert camera.parameters["names"] == ["top", "right", "side"]
+    assert camera.parameters["sources"] == ["v4l2:/dev/v4l/by-path/a", "realsense:3", "topic:/usb/image_raw"]
+    policy = next(spec for spec in nodes(replace(REAL, cameras=named)) if spec.name == "policy")
+    assert policy.parameters["cell_cameras"] == ["top", "right", "side"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (replace(REAL, cameras=()), "nothing says where the images of yam come from; say cameras:=top=v4l2:"),
+        (replace(REAL, cameras=("top=sim:cell_a_top",)), "sim:cell_a_top shows a simulated cell, and this is a real"),
+        (replace(REAL, cameras=("top",)), "cameras must be top=v4l2:.*, got 'top'"),
+        (replace(REAL, cameras=("top=realsense:1", "top=realsense:2")), "got top twice"),
+        (Options(cameras=("front=v4l2:/dev/video0",)), "the simulated cell has cameras of its own"),
+        (replace(REAL, calibration_id="arm_b"), "calibration_id is of an SO-100/101; yam has none"),
+    ],
+)
+def test_a_real_arm_is_moved_by_what_its_own_cameras_see(options: Options, words: str):
+    with pytest.raises(ValueError, match=words):
+        nodes(options)
+
+
+def test_a_simulated_camera_in_a_file_does_not_reach_a_real_arm(tmp_path: Path):
+    config = written(tmp_path, {"camera": {"sources": ["sim:molmoact2_yam_top", "realsense:2", "realsense:3"]}})
+    with pytest.raises(ValueError, match="sim:molmoact2_yam_top shows a simulated cell"):
+        nodes(replace(REAL, cameras=(), config=config))
+
+
+def test_only_the_simulated_cell_has_its_cameras_calibration():
+    for options, file in ((Options(), "cell"), (REAL, None)):
+        visualizer = next(spec for spec in nodes(options) if spec.name == "visualizer")
+        assert visualizer.parameters.get("calibration_file") == file
+    assert camera_frames(Options()) and not camera_frames(REAL)
+
+
 @pytest.mark.parametrize(
     ("options", "values", "words"),
     [
         (replace(REAL, ports=("can0", "can1")), {"yam_driver": {"left_channel": "can7"}}, "left_channel of yam_driver"),
         (REAL, {"policy": {"checkpoint": "c/d"}}, "checkpoint of policy to 'c/d', and 'a/b' is asked for"),
         (REAL, {"executor": {"robot": "so101"}}, "robot of executor to 'so101', and 'yam'"),
-        (replace(REAL, serials=("1", "2", "3")), {"camera": {"sources": ["topic:a"]}}, "sources of camera"),
+        (REAL, {"camera": {"sources": ["topic:a"]}}, "sources of camera"),
         (replace(REAL, record="/bags"), {"recorder": {"directory": "/data"}}, "directory of recorder"),
         (Options(task="stir"), {"episode": {"task": "fold"}}, "task of episode to 'fold', and 'stir'"),
         (Options(emulated=True), {"so101_driver": {"port": "/dev/arm"}}, "port of so101_driver to '/dev/arm'"),
@@ -279,7 +319,7 @@ def test_what_moves_an_arm_ends_before_what_holds_it_and_that_before_the_cell():
 
 
 def test_only_the_simulated_cell_has_nodes_whose_end_ends_the_run():
-    real = Options(robot="franka", sim=False, checkpoint="a/b", record="/bags")
+    real = replace(REAL, robot="franka", cameras=("wrist=realsense:1",), record="/bags")
     assert {spec.name for spec in nodes(real) if spec.on_end is not OnEnd.RESTARTED} == {"franka_state"}
     assert not [spec for spec in nodes(real) if spec.on_end is OnEnd.ENDS_RUN]
     cell = {spec.name: spec.on_end for spec in nodes(EVERYTHING)}
@@ -300,7 +340,7 @@ def test_a_launcher_that_is_named_is_watched_even_if_it_was_never_the_parent():
 def test_the_policy_knows_the_cameras_of_the_users_cell(tmp_path: Path) -> None:
     """They are what a checkpoint's views are matched with."""
     config = tmp_path / "mine.yaml"
-    config.write_text("/**/camera:\n  ros__parameters:\n    names: [top, wrist]\n")
+    config.write_text("/**/camera:\n  ros__parameters:\n    names: [top, wrist]\n    sources: [v4l2:/a, v4l2:/b]\n")
     options = Options(sim=False, checkpoint="owner/name", config=str(config))
     (policy,) = [spec for spec in nodes(options) if spec.name == "policy"]
     assert policy.parameters["cell_cameras"] == ["top", "wrist"]

@@ -98,7 +98,7 @@ def from_file(name: str) -> Any:
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_a_robot_shows_its_arguments_with_words_and_choices(launching: Any, robot: str) -> None:
     shown = launched(from_file(robot), policy="expert").arguments
-    expected = {"sim", "emulated", "checkpoint", "task", "namespace", "rviz", "record", "use_sim_time", "serials"}
+    expected = {"sim", "emulated", "checkpoint", "task", "namespace", "rviz", "record", "use_sim_time", "cameras"}
     expected.add({"franka": "robot_ip"}.get(robot, "ports"))
     assert expected <= set(shown)
     assert all(kwargs["description"].endswith(".") for kwargs in shown.values())
@@ -114,8 +114,14 @@ def test_a_robot_shows_its_arguments_with_words_and_choices(launching: Any, robo
     [
         ({"policy": "expert", "model": "false"}, {"policy": "expert"}),
         (
-            {"sim": "false", "checkpoint": "a/b", "model": "false", "record": "/bags", "visualize": "false"},
-            {"sim": False, "checkpoint": "a/b", "record": "/bags", "visualize": False},
+            {
+                **{"sim": "false", "checkpoint": "a/b", "model": "false", "record": "/bags", "visualize": "false"},
+                "cameras": "wrist=realsense:1, side=topic:/usb_cam/image_raw",
+            },
+            {
+                **{"sim": False, "checkpoint": "a/b", "record": "/bags", "visualize": False},
+                "cameras": ("wrist=realsense:1", "side=topic:/usb_cam/image_raw"),
+            },
         ),
         ({"policy": "expert", "namespace": "left/cell", "seed": "7"}, {"policy": "expert", "seed": 7}),
     ],
@@ -180,15 +186,19 @@ def test_hardware_arguments_reach_driver_and_cameras(launching: Any) -> None:
     def parameters(started: SimpleNamespace, executable: str) -> dict[str, Any]:
         return next(n["parameters"][-1] for n in started.nodes if n["executable"] == executable)
 
-    so101 = launched(from_file("so101"), ports="/dev/arm", serials="1, 2", **real)
+    so101 = launched(
+        from_file("so101"), ports="/dev/arm", calibration_id="arm_b", cameras="wrist=realsense:2, front=v4l2:/a", **real
+    )
     assert parameters(so101, "so101_driver_node")["port"] == "/dev/arm"
-    assert parameters(so101, "camera_node")["sources"] == ["realsense:1", "realsense:2"]
+    assert parameters(so101, "so101_driver_node")["calibration_id"] == "arm_b"
+    assert parameters(so101, "camera_node")["sources"] == ["v4l2:/a", "realsense:2"]
+    real["cameras"] = "exterior=realsense:1,wrist=realsense:2"
     franka = launched(from_file("franka"), **real)
     assert "franka_driver_node" not in {n["executable"] for n in franka.nodes}, "franka_ros2 drives the arm"
     franka = launched(from_file("franka"), robot_ip="10.0.0.2", **real)
     assert parameters(franka, "franka_driver_node")["robot_ip"] == "10.0.0.2"
-    with pytest.raises(ValueError, match="one for each of top, left, right"):
-        launched(from_file("yam"), serials="1,2", **real)
+    with pytest.raises(ValueError, match="cameras must be top=v4l2:.*, got '1'"):
+        launched(from_file("yam"), **{**real, "cameras": "1,2"})
 
 
 def test_a_recorder_and_a_view_start_beside_a_running_robot(launching: Any) -> None:
@@ -256,7 +266,9 @@ def test_what_is_not_installed_is_said_before_the_first_node_starts(
 
 
 def test_on_a_robot_no_node_takes_the_launch_with_it_and_the_driver_has_time_to_park(launching: Any) -> None:
-    real = launched(from_file("yam"), sim="false", checkpoint="a/b", record="/bags", model="false")
+    real = launched(
+        from_file("yam"), sim="false", checkpoint="a/b", cameras="top=realsense:1", record="/bags", model="false"
+    )
     assert not real.handlers
     for node in real.nodes:
         assert node["respawn"] is True

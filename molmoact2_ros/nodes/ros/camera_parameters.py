@@ -13,7 +13,7 @@ PARAMETERS = (
     Parameter("names", ["front", "wrist"], "Names of the cameras; topics are cameras/<name>/..."),
     Parameter(
         "sources",
-        ["sim:molmoact2_front", "sim:molmoact2_wrist"],
+        [""],
         "Where images come from: sim:<link>, v4l2:<device>, realsense:<serial>, topic:<topic>, file:<video>.",
     ),
     Parameter("calibrations", [""], "Calibration file of each real camera; empty: not calibrated."),
