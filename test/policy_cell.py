@@ -31,7 +31,7 @@ class Cell:
 
     def __init__(self, companion: Companion) -> None:
         node = companion.node
-        self.node = node
+        self.companion, self.node = companion, node
         self.silent: set[str] = set()
         self.captured: set[int] = set()
         self.chunks: list[JointTrajectory] = []

@@ -30,9 +30,10 @@ from molmoact2_ros.nodes.ros.policy_parameters import (
     rtc_options,
 )
 from molmoact2_ros.nodes.ros.subscriptions import Heard
+from molmoact2_ros.nodes.ros.task_parameter import TaskParameter
 from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
 from molmoact2_ros.policy.agreement import TrainedStates
-from molmoact2_ros.policy.inputs import Inputs, Problem
+from molmoact2_ros.policy.inputs import Inputs, Problem, task_problem
 from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.request import Requests
 
@@ -54,6 +55,7 @@ class PolicyNode(MolmoNode):
 
     def __init__(self) -> None:
         super().__init__("policy")
+        self._task = TaskParameter(self, task_problem)
         self._changed = threading.Condition()
         self._policy: Policy | None = None
         self._inputs: Inputs | None = None
@@ -100,6 +102,7 @@ class PolicyNode(MolmoNode):
             self.listen(DiagnosticStatus, f"cameras/{name}/state", partial(self._on_camera_state, name), LATCHED)
         self.listen(JointState, "joint_states", self._on_joints, SENSOR)
         self._present_task = self.output(String, "policy/task", LATCHED)
+        self._task.open()
         self.hear(String, "task", self._on_task)
         self.every(0.1, self._watch, inactive=True)
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
@@ -124,6 +127,7 @@ class PolicyNode(MolmoNode):
 
     def teardown(self) -> None:
         self.stop()
+        self._task.close()
         self._inputs = self._policy = None
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
@@ -185,6 +189,7 @@ class PolicyNode(MolmoNode):
             self.get_logger().info(f"task: {heard.message.data}")
             # Latched: whoever joins late, and every bag, has it, even when its publisher is gone.
             self._present_task.publish(heard.message)
+        self._task.follow(heard.message.data if accepted else "")
         self._watch()
 
     def _watch(self) -> None:

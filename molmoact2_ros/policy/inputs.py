@@ -30,6 +30,14 @@ class _Sample:
     arrival_ns: int
 
 
+def task_problem(text: str) -> str:
+    """Why `text` tells a robot nothing; empty when it does."""
+    if any(character.isalnum() for character in text):
+        return ""
+    return f"the task {text!r} is empty: publish on 'task' what to do, for example 'pick up the red cube'"
+
+
+
 class Inputs:
     """Collects frames, joint states and the task.
 
@@ -88,12 +96,10 @@ class Inputs:
         self.epoch += 1
         self._begun = False
         self._not_before_ns = now_ns
-        says_something = any(character.isalnum() for character in text)
-        self._task = text if says_something else ""
-        self._task_problem = Problem(
-            "task", f"the task {text!r} is empty: publish on 'task' what to do, for example 'pick up the red cube'"
-        )
-        return says_something
+        problem = task_problem(text)
+        self._task = "" if problem else text
+        self._task_problem = Problem("task", problem)
+        return not problem
 
     def problem(self, now_ns: int) -> Problem | None:
         """The first reason for which nothing can be predicted now, None when every input is fresh."""

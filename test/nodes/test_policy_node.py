@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from policy_cell import START_S, Cell, arguments, settled
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterType, ParameterValue
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.duration import Duration
 from ros_process import Companion, NodeProcess, wait_until
 from safetensors.torch import load_file, save_file
@@ -89,6 +92,36 @@ def test_the_present_task_is_there_for_whoever_joins_late(running: tuple[NodePro
     cell.node.create_subscription(String, "policy/task", found.append, LATCHED)
     wait_until(lambda: found, "the task that the policy holds")
     assert found[-1].data == "pick up the red cube"
+
+
+def test_a_task_that_is_set_as_a_parameter_is_answered_and_reaches_everybody(
+    running: tuple[NodeProcess, Cell],
+) -> None:
+    process, cell = running
+    companion = cell.companion
+    robot_tasks = companion.listen(String, "task", RELIABLE)
+
+    def set_task(text: str) -> tuple[bool, str]:
+        value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=text)
+        request = SetParameters.Request(parameters=[ParameterMessage(name="task", value=value)])
+        (result,) = companion.call(SetParameters, "policy/set_parameters", request).results
+        return result.successful, result.reason
+
+    def shown() -> str:
+        answer = companion.call(GetParameters, "policy/get_parameters", GetParameters.Request(names=["task"]))
+        return str(answer.values[0].string_value)
+
+    assert set_task("put the cube on the plate") == (True, "")
+    wait_until(lambda: [m.data for m in robot_tasks[-1:]] == ["put the cube on the plate"], "the task on its topic")
+    wait_until(lambda: "task: put the cube on the plate" in process.output, "the node's own word")
+    accepted, reason = set_task(" ")
+    assert not accepted and "the task ' ' is empty" in reason
+    assert shown() == "put the cube on the plate", "a refused one changes nothing"
+    cell.task("stir the soup")
+    wait_until(lambda: shown() == "stir the soup", "the task of somebody else in the parameter")
+    assert robot_tasks[-1].data == "stir the soup", "what is shown is not said again"
+    cell.task("pick up the red cube")
+    settled(cell, "chunks")
 
 
 def test_diagnostics_give_the_latency_by_stage(running: tuple[NodeProcess, Cell]) -> None:
@@ -200,6 +233,7 @@ def test_spinning_thread_lives_during_inference(running: tuple[NodeProcess, Cell
     ("parameters", "line"),
     [
         ({"norm_tag": "''"}, "no norm tag given"),
+        ({"task": "stir"}, "task is given to a node that runs: ros2 param set /so101/policy task 'stir'"),
         ({"checkpoint": "/no/such/place"}, "/no/such/place: no such directory"),
         ({"rtc.schedule": "cubic"}, "unknown rtc schedule 'cubic'; use zeros, ones, linear, exp"),
         ({"action_mode": "discrete"}, "the checkpoint's action_mode is 'continuous'; use action_mode continuous"),

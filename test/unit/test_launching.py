@@ -197,7 +197,7 @@ def test_hardware_arguments_reach_driver_and_cameras(launching: Any) -> None:
     assert "franka_driver_node" not in {n["executable"] for n in franka.nodes}, "franka_ros2 drives the arm"
     franka = launched(from_file("franka"), robot_ip="10.0.0.2", **real)
     assert parameters(franka, "franka_driver_node")["robot_ip"] == "10.0.0.2"
-    with pytest.raises(ValueError, match="cameras must be top=v4l2:.*, got '1'"):
+    with pytest.raises(ValueError, match=r"cameras must be top=v4l2:.*, got '1'"):
         launched(from_file("yam"), **{**real, "cameras": "1,2"})
 
 

@@ -20,7 +20,7 @@ PARAMETERS = (
     Parameter("command_rate_hz", 100.0, "Set-points a second.", 20.0, 500.0),
     Parameter("output", "driver", f"Form of the commands: {', '.join(OUTPUTS)}; driver: executor/command alone."),
     Parameter("command_topic", "controller/commands", "Where forward_command and joint_trajectory go."),
-    Parameter("trajectory_lead_s", 0.01, "How long a trajectory may be on its way to the controller, s.", 0.0, 0.2),
+    Parameter("trajectory_lead_s", 0.03, "How long a trajectory may be on its way to the controller, s.", 0.0, 0.2),
     Parameter("gripper_output", "in_array", f"Form of the grippers' commands: {', '.join(GRIPPER_OUTPUTS)}."),
     Parameter("gripper_actions", [""], "One action name a gripper; franka_gripper: the name before /grasp and /move."),
     Parameter("gripper_effort", 20.0, "Largest effort or grasping force of a gripper action, N.", 0.0, 200.0),
