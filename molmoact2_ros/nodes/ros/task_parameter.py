@@ -1,7 +1,7 @@
 """The task as a parameter of the policy node.
 
-A topic gives no answer, and `ros2 topic pub --once` leaves before everybody has discovered it. `ros2 param set` waits for
-the node and is answered. What is set goes out on `task`, so that every node hears one task in one way.
+A topic gives no answer, and `ros2 topic pub --once` leaves before everybody has discovered it. `ros2 param set` waits
+for the node and is answered. What is set goes out on `task`, so that every node hears one task in one way.
 """
 
 from __future__ import annotations
