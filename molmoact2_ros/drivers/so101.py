@@ -33,6 +33,8 @@ _ANSWER_MS = 25.0
 _BLOCK_S = 0.002
 """The SDK polls the port without a pause; reads that wait this long for bytes leave the processor to others."""
 _BY_ID = Path("/dev/serial/by-id")
+_MULTI_TURN = 0x10
+"""The bit of the Phase register with which a servo counts on over whole turns instead of 0 to 4095."""
 GOAL_TOLERANCE = 0.3
 """A goal is kept as a whole step of the encoder: 0.09 degrees, of the gripper's range of 100 up to 0.1."""
 
@@ -112,14 +114,18 @@ class So101Driver:
             self._check_calibration(follower)
             powered = bus.sync_read("Torque_Enable", normalize=False)
             if not any(powered.values()):
-                # A servo that is powered goes to its last goal, wherever that is.
-                bus.sync_write("Goal_Position", bus.sync_read("Present_Position", normalize=False), normalize=False)
+                _aim_where_it_is(bus)
                 follower.configure()
             elif not all(powered.values()):
                 names = ", ".join(name for name, on in powered.items() if not on)
                 raise DriverError(
                     f"{names} of the arm on {port} have no torque while the others hold: one servo has switched itself "
                     "off (overload?); support the arm, switch its power off and on again"
+                )
+            elif turning := [name for name, phase in _registers("Phase", bus).items() if phase & _MULTI_TURN]:
+                raise DriverError(
+                    f"{', '.join(turning)} of the arm on {port} counts on over whole turns while the arm holds, so its "
+                    "angle is not known; support the arm, switch its power off and on again"
                 )
             gain = follower.config.position_p_coefficient
             kept = bus.sync_read("P_Coefficient", normalize=False)
@@ -288,6 +294,28 @@ class So101Driver:
 def _registers(name: str, bus: Any) -> dict[str, int]:
     found: dict[str, int] = bus.sync_read(name, normalize=False)
     return found
+
+
+def _aim_where_it_is(bus: Any) -> None:
+    """Make every servo's goal the place where it is, before torque: with torque it goes to its last goal.
+
+    lerobot's settings come first, since they end the count over whole turns: a goal from before would be a turn away.
+    Each goal is acknowledged.
+
+    Raises:
+        DriverError: a servo still counts over whole turns.
+    """
+    bus.disable_torque()  # it has none; this lets the servos keep the settings
+    bus.configure_motors()
+    places = _registers("Present_Position", bus)
+    beyond = [name for name, ticks in places.items() if not 0 <= ticks <= 4095]
+    if beyond:
+        raise DriverError(
+            f"{', '.join(beyond)} reports a place outside one turn (0 to 4095 ticks): {places}; support the arm, switch "
+            "its power off and on again"
+        )
+    for name, ticks in places.items():
+        bus.write("Goal_Position", name, ticks, normalize=False)
 
 
 def _checked_port(text: str) -> str:

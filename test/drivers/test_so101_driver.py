@@ -16,7 +16,7 @@ from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.so101 import So101Config, So101Driver
 from molmoact2_ros.embodiments import ModelFrame, embodiment
-from molmoact2_ros.simulation.emulators.feetech import Faults, FeetechBus, write_calibration
+from molmoact2_ros.simulation.emulators.feetech import MULTI_TURN, Faults, FeetechBus, write_calibration
 
 ROBOT = embodiment("so101")
 TICKS = 2 * 2 * np.pi / 4096
@@ -97,6 +97,29 @@ def test_connecting_moves_nothing_and_powers_the_arm_where_it_is(rig: Rig):
     rig.driver.connect()
     assert np.allclose(rig.joints.position, ROBOT.rest_position, atol=TICKS)
     assert all(servo.registers[40] == 1 for servo in rig.bus.servos.values())
+
+
+@pytest.mark.parametrize("turns", [1, -1])
+def test_servos_that_count_over_turns_stay_where_they_are(rig: Rig, turns: int):
+    """lerobot ends that count while it configures; a goal taken before would be a turn away."""
+    rig.joints.position[4] = -1.0
+    start = rig.joints.position.copy()
+    for servo in rig.bus.servos.values():
+        servo.registers[18] |= MULTI_TURN
+        servo.turns = turns
+    seen: list[np.ndarray] = []
+    rig.joints.drive = lambda targets: seen.append(np.array(targets))
+    rig.driver.connect()
+    assert np.allclose(np.array(seen), start, atol=TICKS)
+    assert np.allclose(rig.driver.read().positions, start, atol=TICKS)
+    assert all(servo.registers[40] == 1 for servo in rig.bus.servos.values())
+
+
+def test_servos_that_hold_and_count_over_turns_are_refused(connected: Rig):
+    connected.driver.disconnect()
+    connected.bus.servos[5].registers[18] |= MULTI_TURN
+    with pytest.raises(DriverError, match=r"wrist_roll .* whole turns .* switch its power off and on"):
+        connected.driver.connect()
 
 
 def test_an_arm_that_holds_is_not_let_go_when_the_cable_comes_back(connected: Rig):
