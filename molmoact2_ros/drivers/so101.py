@@ -1,7 +1,7 @@
 """SO-100/101 through lerobot's `SO101Follower`, unmodified, on a guarded serial port.
 
 Degrees exist in this file only: lerobot's follower reports degrees about mid-range and a gripper in 0..100, which is
-the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and only checked here.
+the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and only checked (`so101_calibration.py`).
 
 A reading is proven fresh by the exchange itself. The input buffer is empty when the request goes out, every servo
 answers with a valid checksum within 25 ms, and the servos are asked in an order drawn anew each time: answers come in
@@ -24,6 +24,7 @@ import numpy as np
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
+from molmoact2_ros.drivers.so101_calibration import calibration_path, check_calibration
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 
 _EXCHANGE_S = 0.25
@@ -106,12 +107,23 @@ class So101Driver:
         self.disconnect()
         hardware_package("scservo_sdk", "so101", "Feetech's SDK (feetech-servo-sdk)")
         port = _checked_port(self.config.port)
-        follower = self._make_follower(port)
+        command = (
+            f"lerobot-calibrate --robot.type=so101_follower --robot.port={self.config.port} "
+            f"--robot.id={self.config.calibration_id}"
+        )
+        if self.config.calibration_dir:
+            command += f" --robot.calibration_dir={self.config.calibration_dir}"
+        path = calibration_path(self.config.calibration_dir, self.config.calibration_id)
+        check_calibration(path, self.robot, command)
+        follower = self._make_follower(port, path.parent)
         bus = follower.bus
         try:
             _guard(bus.port_handler, self.line)
             bus.connect()
-            self._check_calibration(follower)
+            if not follower.is_calibrated:
+                raise DriverError(
+                    f"the servos hold another calibration than {path}: is it another arm? make it anew with: {command}"
+                )
             powered = bus.sync_read("Torque_Enable", normalize=False)
             if not any(powered.values()):
                 _aim_where_it_is(bus)
@@ -192,34 +204,22 @@ class So101Driver:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _make_follower(self, port: str) -> Any:
+    def _make_follower(self, port: str, folder: Path) -> Any:
         from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 
-        folder = Path(self.config.calibration_dir).expanduser() if self.config.calibration_dir else None
-        return SO101Follower(
-            SO101FollowerConfig(
-                port=port,
-                id=self.config.calibration_id,
-                calibration_dir=folder,
-                disable_torque_on_disconnect=False,
-                use_degrees=True,
-                # A retry inside lerobot would take an answer to the first try for one to the second.
-                num_read_retries=0,
-            )
+        config = SO101FollowerConfig(
+            port=port,
+            id=self.config.calibration_id,
+            calibration_dir=folder,
+            disable_torque_on_disconnect=False,
+            use_degrees=True,
+            # A retry inside lerobot would take an answer to the first try for one to the second.
+            num_read_retries=0,
         )
-
-    def _check_calibration(self, follower: Any) -> None:
-        command = (
-            f"lerobot-calibrate --robot.type=so101_follower --robot.port={self.config.port} "
-            f"--robot.id={self.config.calibration_id}"
-        )
-        if not follower.calibration:
-            raise DriverError(f"no calibration {follower.calibration_fpath}; make it with: {command}")
-        if not follower.is_calibrated:
-            raise DriverError(
-                f"the servos hold another calibration than {follower.calibration_fpath}: is it another arm? make it "
-                f"anew with: {command}"
-            )
+        try:
+            return SO101Follower(config)
+        except Exception as error:  # it reads the calibration again, which may have changed meanwhile
+            raise DriverError(_explained(error, port)) from error
 
     def _exchange(self, what: str, talk: Callable[[Any], Any], trust: bool = False) -> tuple[Any, int]:
         """One request and its answers; returns them with the time at which the request went out.
