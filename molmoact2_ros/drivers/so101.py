@@ -25,6 +25,7 @@ import numpy as np
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
 from molmoact2_ros.drivers.so101_calibration import calibration_path, check_calibration
+from molmoact2_ros.drivers.so101_servos import aim_where_it_is, complaints, counting_turns, keeping_torque, registers
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 
 _EXCHANGE_S = 0.25
@@ -34,8 +35,6 @@ _ANSWER_MS = 25.0
 _BLOCK_S = 0.002
 """The SDK polls the port without a pause; reads that wait this long for bytes leave the processor to others."""
 _BY_ID = Path("/dev/serial/by-id")
-_MULTI_TURN = 0x10
-"""The bit of the Phase register with which a servo counts on over whole turns instead of 0 to 4095."""
 GOAL_TOLERANCE = 0.3
 """A goal is kept as a whole step of the encoder: 0.09 degrees, of the gripper's range of 100 up to 0.1."""
 
@@ -95,6 +94,8 @@ class So101Driver:
         self._follower: Any = None
         self._suspect = False
         self._settings_note = ""
+        self._powered = False
+        """The servos had torque when they were last heard of."""
 
     # -- Driver -------------------------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class So101Driver:
                 )
             powered = bus.sync_read("Torque_Enable", normalize=False)
             if not any(powered.values()):
-                _aim_where_it_is(bus)
+                aim_where_it_is(bus)
                 follower.configure()
             elif not all(powered.values()):
                 names = ", ".join(name for name, on in powered.items() if not on)
@@ -134,7 +135,7 @@ class So101Driver:
                     f"{names} of the arm on {port} have no torque while the others hold: one servo has switched itself "
                     "off (overload?); support the arm, switch its power off and on again"
                 )
-            elif turning := [name for name, phase in _registers("Phase", bus).items() if phase & _MULTI_TURN]:
+            elif turning := counting_turns(bus):
                 raise DriverError(
                     f"{', '.join(turning)} of the arm on {port} counts on over whole turns while the arm holds, so its "
                     "angle is not known; support the arm, switch its power off and on again"
@@ -146,9 +147,10 @@ class So101Driver:
             _abandon(follower)
             raise
         except Exception as error:  # lerobot, its SDK and pyserial raise what they like
+            told = complaints(bus) if isinstance(error, RuntimeError) else ""
             _abandon(follower)
-            raise DriverError(_explained(error, port)) from error
-        self._follower, self._suspect = follower, False
+            raise DriverError(told or _explained(error, port)) from error
+        self._follower, self._suspect, self._powered = follower, False, True
 
     def read(self) -> Reading:
         """See `Driver`. Takes 1 to 3 ms on the real bus."""
@@ -178,10 +180,11 @@ class So101Driver:
         """Temperature, voltage and torque of every servo."""
         read = {}
         for name in ("Present_Temperature", "Present_Voltage", "Torque_Enable"):
-            read[name], _ = self._exchange(name, partial(_registers, name))
+            read[name], _ = self._exchange(name, partial(registers, name))
         temperatures, voltages, torque = read.values()
         if not any(torque.values()):
             self.disconnect()
+            self._powered = False
             raise StaleError("no servo has torque: the arm was switched off and on; connecting anew")
         volts = {name: value / 10.0 for name, value in voltages.items()}
         values: dict[str, object] = {f"{name}.temperature_c": value for name, value in temperatures.items()}
@@ -196,11 +199,20 @@ class So101Driver:
             _abandon(follower)
 
     def close(self) -> None:
-        """See `Driver`. Torque goes off first where the config asks for it."""
-        if self._follower is not None and self.config.torque_off_on_close:
-            with suppress(Exception):  # the port may be gone; there is nobody left to tell
-                self._follower.bus.disable_torque(num_retry=2)
+        """See `Driver`. Torque goes off first where the config asks for it.
+
+        Raises:
+            DriverError: servos keep their torque, or may; the message names them.
+        """
+        powered, self._powered = self._powered and self.config.torque_off_on_close, False
+        kept = ""
+        if powered:
+            kept = "the arm is not connected" if self._follower is None else keeping_torque(self._follower.bus)
         self.disconnect()
+        if kept:
+            raise DriverError(
+                f"{kept}: torque on {self.config.port} is not off; support the arm and switch its power off"
+            )
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -289,33 +301,6 @@ class So101Driver:
         if self._settings_note:
             return Level.WARN, self._settings_note
         return Level.OK, f"hottest servo {heat} degrees C"
-
-
-def _registers(name: str, bus: Any) -> dict[str, int]:
-    found: dict[str, int] = bus.sync_read(name, normalize=False)
-    return found
-
-
-def _aim_where_it_is(bus: Any) -> None:
-    """Make every servo's goal the place where it is, before torque: with torque it goes to its last goal.
-
-    lerobot's settings come first, since they end the count over whole turns: a goal from before would be a turn away.
-    Each goal is acknowledged.
-
-    Raises:
-        DriverError: a servo still counts over whole turns.
-    """
-    bus.disable_torque()  # it has none; this lets the servos keep the settings
-    bus.configure_motors()
-    places = _registers("Present_Position", bus)
-    beyond = [name for name, ticks in places.items() if not 0 <= ticks <= 4095]
-    if beyond:
-        raise DriverError(
-            f"{', '.join(beyond)} reports a place outside one turn (0 to 4095 ticks): {places}; support the arm, switch "
-            "its power off and on again"
-        )
-    for name, ticks in places.items():
-        bus.write("Goal_Position", name, ticks, normalize=False)
 
 
 def _checked_port(text: str) -> str:

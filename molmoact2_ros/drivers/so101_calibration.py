@@ -21,8 +21,8 @@ LAST_TICK = 4095
 DEGREES_A_TICK = 360.0 / LAST_TICK
 """As lerobot has it."""
 MORE_DEGREES, LESS_DEGREES = 45.0, 30.0
-"""A recorded range may be so much wider or narrower than the URDF's. Arms whose stops are printed or worn otherwise have
-up to 36 degrees more and 24 less; half of what an end lacks is what the joint's zero is off."""
+"""A recorded range may be so much wider or narrower than the URDF's. Arms whose stops are printed or worn otherwise
+have up to 36 degrees more and 24 less; half of what an end lacks is what the joint's zero is off."""
 _WHOLE_TURN = "wrist_roll"
 """lerobot does not record this joint's range: it gives it the whole turn, with zero where the arm was put at first."""
 _FIELDS = {
@@ -123,8 +123,8 @@ def _ranges(content: dict[str, dict[str, int]], robot: Embodiment) -> list[str]:
             wrong = f"goes over {width:.0f} degrees ({came}), expected {least:.0f} at least: move it from stop to stop"
         elif width > most and name != _WHOLE_TURN:
             wrong = (
-                f"goes over {width:.0f} degrees ({came}), expected {most:.0f} at most: put the arm in the middle of all "
-                "its ranges first, or the encoder's step from 4095 to 0 lies inside the travel"
+                f"goes over {width:.0f} degrees ({came}), expected {most:.0f} at most: put the arm in the middle of "
+                "all its ranges first, or the encoder's step from 4095 to 0 lies inside the travel"
             )
         else:
             continue

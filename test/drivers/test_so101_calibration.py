@@ -1,4 +1,4 @@
-"""Calibration files that are not what they should be: refused in one line before torque, and tried again when mended."""
+"""Calibration files that are not what they should be: refused in one line before torque, tried again when mended."""
 
 from __future__ import annotations
 

@@ -288,6 +288,43 @@ def test_torque_goes_off_at_the_end_only_where_asked_for(rig: Rig, off: bool):
     assert {servo.registers[40] for servo in rig.bus.servos.values()} == {0 if off else 1}
 
 
+def test_torque_goes_off_servo_by_servo_and_those_that_keep_it_are_named(rig: Rig):
+    rig.driver = So101Driver(rig.config(torque_off_on_close=True))
+    rig.driver.connect()
+    # The first complains and obeys, the third does not hear: neither may keep the torque of those that come after.
+    rig.bus.faults = Faults(overloaded=frozenset({1}), silent=frozenset({3}))
+    stubborn = rig.bus.servos[5]
+    plain = stubborn.write
+    stubborn.write = lambda address, data: None if address == 40 else plain(address, data)
+    with pytest.raises(DriverError, match=r"^wrist_roll kept torque; elbow_flex did not answer: torque on .* not off"):
+        rig.driver.close()
+    assert [servo.registers[40] for _, servo in sorted(rig.bus.servos.items())] == [0, 0, 1, 0, 1, 0]
+    rig.driver.close()
+
+
+def test_torque_that_cannot_go_off_without_a_connection_is_told(rig: Rig):
+    rig.driver = So101Driver(rig.config(torque_off_on_close=True))
+    rig.driver.close()  # nothing had torque
+    rig.driver.connect()
+    rig.bus.unplug()
+    rig.driver.disconnect()
+    with pytest.raises(DriverError, match=r"the arm is not connected: torque on .* is not off"):
+        rig.driver.close()
+
+
+def test_an_overload_is_not_taken_for_a_missing_cable(rig: Rig):
+    rig.bus.faults = Faults(overloaded=frozenset({6}))
+    with pytest.raises(DriverError, match=r"^gripper \(servo 6\) reports overload: see what blocks it") as caught:
+        rig.driver.connect()
+    assert "cable" not in str(caught.value)
+    rig.bus.faults = Faults(overloaded=frozenset({6}), silent=frozenset({2}))
+    with pytest.raises(DriverError, match=r"reports overload: .*; shoulder_lift did not answer: .* cable in"):
+        rig.driver.connect()
+    rig.bus.faults = Faults(hot={4: 71})
+    with pytest.raises(DriverError, match=r"wrist_flex \(servo 4\) reports overheating: let it cool down"):
+        rig.driver.connect()
+
+
 def test_what_is_missing_is_named_with_the_command_that_mends_it(rig: Rig, tmp_path: Path):
     with pytest.raises(DriverError, match=r"no calibration .*lerobot-calibrate --robot.type=so101_follower"):
         So101Driver(rig.config(calibration_dir=str(tmp_path / "empty"))).connect()
