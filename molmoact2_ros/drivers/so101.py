@@ -1,7 +1,7 @@
 """SO-100/101 through lerobot's `SO101Follower`, unmodified, on a guarded serial port.
 
 Degrees exist in this file only: lerobot's follower reports degrees about mid-range and a gripper in 0..100, which is
-the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and only checked (`so101_calibration.py`).
+the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and checked in `so101_calibration.py`.
 
 A reading is proven fresh by the exchange itself. The input buffer is empty when the request goes out, every servo
 answers with a valid checksum within 25 ms, and the servos are asked in an order drawn anew each time: answers come in
@@ -24,7 +24,7 @@ import numpy as np
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
-from molmoact2_ros.drivers.so101_calibration import calibration_path, check_calibration
+from molmoact2_ros.drivers.so101_calibration import calibration_path, check_calibration, check_servos
 from molmoact2_ros.drivers.so101_servos import aim_where_it_is, complaints, counting_turns, keeping_torque, registers
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 
@@ -46,6 +46,7 @@ class So101Config:
     Attributes:
         port: serial port, best `/dev/serial/by-id/...`, which stays the same from boot to boot.
         calibration_id, calibration_dir: which calibration file of lerobot; an empty directory is lerobot's own.
+        write_calibration: write the file's values to servos that hold others, instead of refusing them.
         torque_off_on_close: let the arm go limp when the driver ends; otherwise it holds where it is.
         temperature_warn, temperature_limit: of the hottest servo, degrees Celsius.
         voltage_range: supply voltage that is normal, V (the arm exists for 7.4 V and 12 V).
@@ -55,6 +56,7 @@ class So101Config:
     port: str
     calibration_id: str = "so101"
     calibration_dir: str = ""
+    write_calibration: bool = False
     torque_off_on_close: bool = False
     temperature_warn: float = 55.0
     temperature_limit: float = 65.0
@@ -121,10 +123,7 @@ class So101Driver:
         try:
             _guard(bus.port_handler, self.line)
             bus.connect()
-            if not follower.is_calibrated:
-                raise DriverError(
-                    f"the servos hold another calibration than {path}: is it another arm? make it anew with: {command}"
-                )
+            check_servos(follower, path, command, self.config.write_calibration)
             powered = bus.sync_read("Torque_Enable", normalize=False)
             if not any(powered.values()):
                 aim_where_it_is(bus)

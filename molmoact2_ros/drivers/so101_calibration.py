@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from molmoact2_ros.drivers.driver import DriverError
+from molmoact2_ros.drivers.so101_servos import registers
 from molmoact2_ros.embodiments import Embodiment
 
 LAST_TICK = 4095
@@ -25,6 +26,8 @@ MORE_DEGREES, LESS_DEGREES = 45.0, 30.0
 have up to 36 degrees more and 24 less; half of what an end lacks is what the joint's zero is off."""
 _WHOLE_TURN = "wrist_roll"
 """lerobot does not record this joint's range: it gives it the whole turn, with zero where the arm was put at first."""
+_NAMED = 5
+"""So many other files are named at most."""
 _FIELDS = {
     "id": (0, 253),
     "drive_mode": (0, 1),
@@ -44,9 +47,8 @@ def calibration_path(folder: str, name: str) -> Path:
         place = Path(os.path.expanduser(folder))
     else:
         from lerobot.robots.so_follower import SO101Follower
-        from lerobot.utils.constants import HF_LEROBOT_CALIBRATION, ROBOTS
 
-        place = Path(HF_LEROBOT_CALIBRATION) / ROBOTS / SO101Follower.name
+        place = _lerobots_own() / SO101Follower.name
     if os.path.exists(place) and not os.path.isdir(place):
         raise DriverError(f"calibration_dir {place} is a file, expected the folder that holds {name}.json")
     return place / f"{name}.json"
@@ -66,13 +68,90 @@ def check_calibration(path: Path, robot: Embodiment, command: str) -> None:
     try:
         text = path.read_text()
     except FileNotFoundError:
-        raise DriverError(f"no calibration {path}; make it with: {command}") from None
+        raise DriverError(f"no calibration {path}{_others(path)}; make it with: {command}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise DriverError(f"cannot read the calibration {path}: {reason}; {again}") from error
     wrong = _form(text, robot) or "; ".join(_ranges(json.loads(text), robot))
     if wrong:
         raise DriverError(f"calibration {path}: {wrong}; {again}")
+
+
+def check_servos(follower: Any, path: Path, command: str, write: bool) -> None:
+    """Compare what the servos hold with lerobot's calibration, read from `path`.
+
+    Args:
+        follower: lerobot's follower, connected.
+        command: see `check_calibration`.
+        write: write the file's values to servos that hold others, as lerobot offers it. Without torque only: a servo
+            with torque would move by the difference.
+
+    Raises:
+        DriverError: they differ and were not written; the message names the differences and other files.
+    """
+    if follower.is_calibrated:
+        return
+    bus, wanted = follower.bus, follower.calibration
+    held = bus.read_calibration()
+    if write:
+        if any(registers("Torque_Enable", bus).values()):
+            raise DriverError(
+                f"the servos hold another calibration than {path} and have torque, with which nothing is written; "
+                "support the arm, switch its power off and on again"
+            )
+        bus.disable_torque()  # they have none; this lets the servos keep what is written
+        bus.write_calibration(wanted)
+        if follower.is_calibrated:
+            return
+        raise DriverError(f"the servos did not keep the values of {path}; switch the arm's power off and on again")
+    different = "; ".join(
+        f"{name}: {_told(held[name])}, in the file {_told(wanted[name])}"
+        for name in wanted
+        if _values(held[name]) != _values(wanted[name])
+    )
+    raise DriverError(
+        f"the servos hold another calibration than {path} ({different}){_others(path, held)}; is it another arm? if it "
+        f"is not, write_calibration writes the file's values to the servos; or make it anew with: {command}"
+    )
+
+
+def _values(one: Any) -> tuple[int, int, int]:
+    return one.homing_offset, one.range_min, one.range_max
+
+
+def _told(one: Any) -> str:
+    return f"offset {one.homing_offset}, range {one.range_min} to {one.range_max} ticks"
+
+
+def _lerobots_own() -> Path:
+    from lerobot.utils.constants import HF_LEROBOT_CALIBRATION, ROBOTS
+
+    return Path(HF_LEROBOT_CALIBRATION) / ROBOTS
+
+
+def _others(path: Path, held: dict[str, Any] | None = None) -> str:
+    """Other files than `path`, in its folder and in lerobot's own, as a part of a message; the one that says what the
+    servos hold, if one does. Empty where there are none."""
+    places = sorted(path.parent.glob("*.json")), sorted(_lerobots_own().glob("so*/*.json"))
+    found = [one for one in dict.fromkeys(places[0] + places[1]) if one != path]
+    if held is not None:
+        values = {name: _values(one) for name, one in held.items()}
+        for other in found:
+            if _values_of(other) == values:
+                folder = "" if other.parent == path.parent else f" and calibration_dir to {other.parent}"
+                return f"; they hold what {other} says: set calibration_id to {other.stem}{folder}"
+    return f"; other calibrations: {', '.join(map(str, found[:_NAMED]))}" if found else ""
+
+
+def _values_of(path: Path) -> dict[str, tuple[int, int, int]] | None:
+    """What a file holds of each joint; None where it is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+        return {
+            name: (entry["homing_offset"], entry["range_min"], entry["range_max"]) for name, entry in content.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _form(text: str, robot: Embodiment) -> str:

@@ -46,6 +46,10 @@ class Arm:
         for address, field in ((9, "range_min"), (11, "range_max")):
             data[address : address + 2] = entries[joint][field].to_bytes(2, "little")
 
+    def recalibrate(self) -> None:
+        """Somebody has calibrated the arm anew, under another id: a servo's zero is elsewhere."""
+        self.bus.servos[2].registers[31:33] = (77).to_bytes(2, "little")
+
     def refusal(self) -> str:
         with pytest.raises(DriverError) as caught:
             self.driver.connect()
@@ -168,3 +172,47 @@ def test_a_file_that_is_mended_is_taken_at_the_next_try(arm: Arm):
     now[0] += 2 * 10**9
     loop.step()
     assert loop.connected
+
+
+def test_servos_with_other_values_are_named_with_the_files_that_there_are(arm: Arm, tmp_path: Path):
+    arm.recalibrate()
+    (tmp_path / "broken.json").write_text(OLD_FORM)
+    text = arm.refusal()
+    assert "shoulder_lift: offset 77, range 910 to 3185 ticks, in the file offset -150" in text
+    assert "write_calibration" in text and "lerobot-calibrate" in text and "elbow_flex" not in text
+    assert f"other calibrations: {tmp_path}/broken.json" in text
+    write_calibration(arm.bus.servos, tmp_path, "mine")
+    assert f"they hold what {tmp_path}/mine.json says: set calibration_id to mine" in arm.refusal()
+
+
+def test_a_missing_file_is_told_with_those_under_other_names(arm: Arm):
+    arm.path.rename(arm.path.with_name("mine.json"))
+    text = arm.refusal()
+    assert "no calibration" in text and f"other calibrations: {arm.path.parent}/mine.json" in text
+
+
+def test_the_files_values_are_written_to_the_servos_only_where_asked_for(arm: Arm):
+    before = {number: bytes(servo.registers[:40]) for number, servo in arm.bus.servos.items()}
+    arm.recalibrate()
+    recalibrated = bytes(arm.bus.servos[2].registers[:40])
+    arm.refusal()
+    assert bytes(arm.bus.servos[2].registers[:40]) == recalibrated
+    arm.driver = So101Driver(
+        So101Config(port=str(arm.bus.link), calibration_dir=str(arm.path.parent), write_calibration=True)
+    )
+    arm.driver.connect()
+    for number, servo in arm.bus.servos.items():
+        assert servo.registers[9:13] + servo.registers[31:33] == before[number][9:13] + before[number][31:33]
+
+
+def test_nothing_is_written_to_servos_that_hold(arm: Arm):
+    """With another offset a servo that has torque would move."""
+    arm.driver = So101Driver(
+        So101Config(port=str(arm.bus.link), calibration_dir=str(arm.path.parent), write_calibration=True)
+    )
+    arm.driver.connect()
+    arm.driver.disconnect()
+    arm.recalibrate()
+    with pytest.raises(DriverError, match=r"have torque, .* switch its power off and on again"):
+        arm.driver.connect()
+    assert arm.bus.servos[2].registers[31] == 77
