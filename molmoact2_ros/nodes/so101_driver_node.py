@@ -25,14 +25,8 @@ class So101DriverNode(DriverNode):
     )
 
     def make_driver(self) -> Driver:
-        keys: tuple[str, ...] = (
-            "port",
-            "calibration_id",
-            "calibration_dir",
-            "write_calibration",
-            "torque_off_on_close",
-        )
-        keys += ("temperature_warn", "temperature_limit")
+        keys: tuple[str, ...] = ("port", "calibration_id", "calibration_dir", "write_calibration")
+        keys += ("torque_off_on_close", "temperature_warn", "temperature_limit")
         config = So101Config(
             **{key: self.param(key) for key in keys},
             voltage_range=(self.param("voltage_min"), self.param("voltage_max")),
