@@ -93,7 +93,11 @@ class Driver(Protocol):
         """Drop the connection, to connect anew; an arm that holds goes on holding. Safe when nothing answers."""
 
     def close(self) -> None:
-        """Let go of the arm for good; safe to call twice and when nothing answers any more."""
+        """Let go of the arm for good; safe to call twice and when nothing answers any more.
+
+        Raises:
+            DriverError: a part was to be without torque and is not; the message names it. All else has been let go of.
+        """
 
 
 def hardware_package(module: str, extra: str, package: str) -> ModuleType:

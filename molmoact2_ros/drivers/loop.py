@@ -211,7 +211,7 @@ class DriverLoop:
             self._lose(now)
 
     def close(self) -> None:
-        """Park the arm where that is asked for and can be done, and let go of it."""
+        """Park the arm where that is asked for and can be done, and let go of it. Raises as `Driver.close` does."""
         try:
             if self.config.park_pose is not None and self._connected:
                 self._park(self.config.park_pose)

@@ -1,7 +1,7 @@
 """SO-100/101 through lerobot's `SO101Follower`, unmodified, on a guarded serial port.
 
 Degrees exist in this file only: lerobot's follower reports degrees about mid-range and a gripper in 0..100, which is
-the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and only checked here.
+the embodiment's ARM frame. Calibration is made by `lerobot-calibrate` and checked in `so101_calibration.py`.
 
 A reading is proven fresh by the exchange itself. The input buffer is empty when the request goes out, every servo
 answers with a valid checksum within 25 ms, and the servos are asked in an order drawn anew each time: answers come in
@@ -24,6 +24,8 @@ import numpy as np
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
+from molmoact2_ros.drivers.so101_calibration import calibration_path, check_calibration, check_servos
+from molmoact2_ros.drivers.so101_servos import aim_where_it_is, complaints, counting_turns, keeping_torque, registers
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 
 _EXCHANGE_S = 0.25
@@ -44,6 +46,7 @@ class So101Config:
     Attributes:
         port: serial port, best `/dev/serial/by-id/...`, which stays the same from boot to boot.
         calibration_id, calibration_dir: which calibration file of lerobot; an empty directory is lerobot's own.
+        write_calibration: write the file's values to servos that hold others, instead of refusing them.
         torque_off_on_close: let the arm go limp when the driver ends; otherwise it holds where it is.
         temperature_warn, temperature_limit: of the hottest servo, degrees Celsius.
         voltage_range: supply voltage that is normal, V (the arm exists for 7.4 V and 12 V).
@@ -53,6 +56,7 @@ class So101Config:
     port: str
     calibration_id: str = "so101"
     calibration_dir: str = ""
+    write_calibration: bool = False
     torque_off_on_close: bool = False
     temperature_warn: float = 55.0
     temperature_limit: float = 65.0
@@ -92,6 +96,8 @@ class So101Driver:
         self._follower: Any = None
         self._suspect = False
         self._settings_note = ""
+        self._powered = False
+        """The servos had torque when they were last heard of."""
 
     # -- Driver -------------------------------------------------------------------------------------------------------
 
@@ -104,22 +110,34 @@ class So101Driver:
         self.disconnect()
         hardware_package("scservo_sdk", "so101", "Feetech's SDK (feetech-servo-sdk)")
         port = _checked_port(self.config.port)
-        follower = self._make_follower(port)
+        command = (
+            f"lerobot-calibrate --robot.type=so101_follower --robot.port={self.config.port} "
+            f"--robot.id={self.config.calibration_id}"
+        )
+        if self.config.calibration_dir:
+            command += f" --robot.calibration_dir={self.config.calibration_dir}"
+        path = calibration_path(self.config.calibration_dir, self.config.calibration_id)
+        check_calibration(path, self.robot, command)
+        follower = self._make_follower(port, path.parent)
         bus = follower.bus
         try:
             _guard(bus.port_handler, self.line)
             bus.connect()
-            self._check_calibration(follower)
+            check_servos(follower, path, command, self.config.write_calibration)
             powered = bus.sync_read("Torque_Enable", normalize=False)
             if not any(powered.values()):
-                # A servo that is powered goes to its last goal, wherever that is.
-                bus.sync_write("Goal_Position", bus.sync_read("Present_Position", normalize=False), normalize=False)
+                aim_where_it_is(bus)
                 follower.configure()
             elif not all(powered.values()):
                 names = ", ".join(name for name, on in powered.items() if not on)
                 raise DriverError(
                     f"{names} of the arm on {port} have no torque while the others hold: one servo has switched itself "
                     "off (overload?); support the arm, switch its power off and on again"
+                )
+            elif turning := counting_turns(bus):
+                raise DriverError(
+                    f"{', '.join(turning)} of the arm on {port} counts on over whole turns while the arm holds, so its "
+                    "angle is not known; support the arm, switch its power off and on again"
                 )
             gain = follower.config.position_p_coefficient
             kept = bus.sync_read("P_Coefficient", normalize=False)
@@ -128,9 +146,10 @@ class So101Driver:
             _abandon(follower)
             raise
         except Exception as error:  # lerobot, its SDK and pyserial raise what they like
+            told = complaints(bus) if isinstance(error, RuntimeError) else ""
             _abandon(follower)
-            raise DriverError(_explained(error, port)) from error
-        self._follower, self._suspect = follower, False
+            raise DriverError(told or _explained(error, port)) from error
+        self._follower, self._suspect, self._powered = follower, False, True
 
     def read(self) -> Reading:
         """See `Driver`. Takes 1 to 3 ms on the real bus."""
@@ -160,10 +179,11 @@ class So101Driver:
         """Temperature, voltage and torque of every servo."""
         read = {}
         for name in ("Present_Temperature", "Present_Voltage", "Torque_Enable"):
-            read[name], _ = self._exchange(name, partial(_registers, name))
+            read[name], _ = self._exchange(name, partial(registers, name))
         temperatures, voltages, torque = read.values()
         if not any(torque.values()):
             self.disconnect()
+            self._powered = False
             raise StaleError("no servo has torque: the arm was switched off and on; connecting anew")
         volts = {name: value / 10.0 for name, value in voltages.items()}
         values: dict[str, object] = {f"{name}.temperature_c": value for name, value in temperatures.items()}
@@ -178,42 +198,39 @@ class So101Driver:
             _abandon(follower)
 
     def close(self) -> None:
-        """See `Driver`. Torque goes off first where the config asks for it."""
-        if self._follower is not None and self.config.torque_off_on_close:
-            with suppress(Exception):  # the port may be gone; there is nobody left to tell
-                self._follower.bus.disable_torque(num_retry=2)
+        """See `Driver`. Torque goes off first where the config asks for it.
+
+        Raises:
+            DriverError: servos keep their torque, or may; the message names them.
+        """
+        powered, self._powered = self._powered and self.config.torque_off_on_close, False
+        kept = ""
+        if powered:
+            kept = "the arm is not connected" if self._follower is None else keeping_torque(self._follower.bus)
         self.disconnect()
+        if kept:
+            raise DriverError(
+                f"{kept}: torque on {self.config.port} is not off; support the arm and switch its power off"
+            )
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _make_follower(self, port: str) -> Any:
+    def _make_follower(self, port: str, folder: Path) -> Any:
         from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 
-        folder = Path(self.config.calibration_dir).expanduser() if self.config.calibration_dir else None
-        return SO101Follower(
-            SO101FollowerConfig(
-                port=port,
-                id=self.config.calibration_id,
-                calibration_dir=folder,
-                disable_torque_on_disconnect=False,
-                use_degrees=True,
-                # A retry inside lerobot would take an answer to the first try for one to the second.
-                num_read_retries=0,
-            )
+        config = SO101FollowerConfig(
+            port=port,
+            id=self.config.calibration_id,
+            calibration_dir=folder,
+            disable_torque_on_disconnect=False,
+            use_degrees=True,
+            # A retry inside lerobot would take an answer to the first try for one to the second.
+            num_read_retries=0,
         )
-
-    def _check_calibration(self, follower: Any) -> None:
-        command = (
-            f"lerobot-calibrate --robot.type=so101_follower --robot.port={self.config.port} "
-            f"--robot.id={self.config.calibration_id}"
-        )
-        if not follower.calibration:
-            raise DriverError(f"no calibration {follower.calibration_fpath}; make it with: {command}")
-        if not follower.is_calibrated:
-            raise DriverError(
-                f"the servos hold another calibration than {follower.calibration_fpath}: is it another arm? make it "
-                f"anew with: {command}"
-            )
+        try:
+            return SO101Follower(config)
+        except Exception as error:  # it reads the calibration again, which may have changed meanwhile
+            raise DriverError(_explained(error, port)) from error
 
     def _exchange(self, what: str, talk: Callable[[Any], Any], trust: bool = False) -> tuple[Any, int]:
         """One request and its answers; returns them with the time at which the request went out.
@@ -283,11 +300,6 @@ class So101Driver:
         if self._settings_note:
             return Level.WARN, self._settings_note
         return Level.OK, f"hottest servo {heat} degrees C"
-
-
-def _registers(name: str, bus: Any) -> dict[str, int]:
-    found: dict[str, int] = bus.sync_read(name, normalize=False)
-    return found
 
 
 def _checked_port(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from molmoact2_ros.drivers.driver import DriverError
 from molmoact2_ros.drivers.loop import DriverLoop
 
 CLOSE_S = 55.0
@@ -17,6 +18,8 @@ class DriverThread:
         self.loop = loop
         self.failure: Exception | None = None
         """What ended the thread, if something did: a fault of this program."""
+        self.kept = ""
+        """What the arm did not let go of at the end, if there was something."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="driver", daemon=True)
 
@@ -31,7 +34,10 @@ class DriverThread:
         except Exception as error:  # the owner must learn of it: the thread has nobody to raise to
             self.failure = error
         finally:
-            self.loop.close()
+            try:
+                self.loop.close()
+            except DriverError as error:
+                self.kept = str(error)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """End the thread, which parks the arm where that is asked for, and lets go of it."""

@@ -93,6 +93,7 @@ class Embodiment(ABC):
         base_link: the root link of the robot's URDF, the frame of tips, workspaces and markers.
         wrist_links: for each arm the link that its last arm joint moves; a wrist camera is fixed to it.
         workspaces: for each arm where its tip may be.
+        moved_by_hand: what a user does to move a joint by hand that the arm may not move by itself, an order.
         normalize_gripper: whether the checkpoints of this robot scale the gripper like the other joints.
     """
 
@@ -116,6 +117,7 @@ class Embodiment(ABC):
     base_link: str
     wrist_links: tuple[str, ...]
     workspaces: tuple[Workspace, ...]
+    moved_by_hand: str
     normalize_gripper: bool
 
     @property

@@ -140,6 +140,7 @@ class FrankaDroid(Embodiment):
     min_cameras = 2
     rate_hz = 15.0
     horizon = 15
+    moved_by_hand = "press the user stop, guide it inside by hand, release the stop"
     normalize_gripper = False
     # The reach of the arm (0.855 m to the flange) and its hand around the shoulder; the floor is the plane the base
     # stands on, less what a soft object gives way.

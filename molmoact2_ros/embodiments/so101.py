@@ -74,6 +74,8 @@ class So101(Embodiment):
     wrist_links = ("gripper_link",)
     # The whole reach of the arm; the floor is a little below the plane that the base stands on, since tips are soft.
     workspaces = (Workspace(np.array([-0.50, -0.50, -0.03]), np.array([0.55, 0.50, 0.60])),)
+    # It has torque as long as its driver runs, and mostly afterwards.
+    moved_by_hand = "support the arm, switch its power off, move it inside by hand and hold it while you switch it on"
     normalize_gripper = True
 
     def __init__(self, name: str) -> None:

@@ -70,6 +70,7 @@ class YamBimanual(Embodiment):
     min_cameras = 3
     rate_hz = 30.0
     horizon = 30
+    moved_by_hand = "switch driver/hand_guiding on, move it inside by hand, switch the guiding off"
     normalize_gripper = False
     # What a working YAM cell uses with this model; the grippers may open or close at once.
     max_step = _both(np.full(ARM_JOINTS, 0.2), 2.0 * GRIPPER_STROKE)

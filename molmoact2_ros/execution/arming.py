@@ -42,7 +42,7 @@ def reason_not_to_arm(
     if beyond[j] > 0.0:
         return (
             f"{robot.joint_names[j]} is at {measured[j]:.3f} {robot.unit(j)}, outside its limits "
-            f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}; move it back by hand"
+            f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}; {robot.moved_by_hand}"
         )
     if to_start:
         return ""

@@ -86,6 +86,8 @@ class DriverNode(MolmoNode):
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.close()
+            if thread.kept:
+                self.get_logger().error(f"arm: {thread.kept}")
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         if self._thread is None:

@@ -16,6 +16,7 @@ class So101DriverNode(DriverNode):
         Parameter("port", "", "Serial port of the arm: /dev/serial/by-id/..., which stays the same between boots."),
         Parameter("calibration_id", "so101", "Name of the calibration that lerobot-calibrate made (--robot.id)."),
         Parameter("calibration_dir", "", "Folder of the calibration file; empty: lerobot's own."),
+        Parameter("write_calibration", False, "Write the calibration file's values to servos that hold others."),
         Parameter("torque_off_on_close", False, "Let the arm go limp when the node ends; otherwise it holds."),
         Parameter("temperature_warn", 55.0, "Warn from this temperature of a servo on, degrees C.", 30.0, 90.0),
         Parameter("temperature_limit", 65.0, "From this temperature on the arm may not move, degrees C.", 30.0, 90.0),
@@ -24,8 +25,8 @@ class So101DriverNode(DriverNode):
     )
 
     def make_driver(self) -> Driver:
-        keys: tuple[str, ...] = ("port", "calibration_id", "calibration_dir", "torque_off_on_close")
-        keys += ("temperature_warn", "temperature_limit")
+        keys: tuple[str, ...] = ("port", "calibration_id", "calibration_dir", "write_calibration")
+        keys += ("torque_off_on_close", "temperature_warn", "temperature_limit")
         config = So101Config(
             **{key: self.param(key) for key in keys},
             voltage_range=(self.param("voltage_min"), self.param("voltage_max")),

@@ -7,10 +7,11 @@ import pytest
 from pretend_arm import PretendArm
 
 from molmoact2_ros.diagnostics import Level
-from molmoact2_ros.drivers.driver import Health, MissingPackageError, Reading, StaleError, hardware_package
+from molmoact2_ros.drivers.driver import DriverError, Health, MissingPackageError, Reading, StaleError, hardware_package
 from molmoact2_ros.drivers.gate import Command
 from molmoact2_ros.drivers.loop import DriverLoop, LoopConfig
 from molmoact2_ros.drivers.parking import checked_pose
+from molmoact2_ros.drivers.thread import DriverThread
 from molmoact2_ros.embodiments import embodiment
 
 MS = 1_000_000
@@ -341,3 +342,16 @@ def test_a_missing_hardware_package_is_one_line_with_its_install_line():
     with pytest.raises(MissingPackageError) as caught:
         hardware_package("no_such_sdk", "so101", "The SDK")
     assert str(caught.value) == "The SDK is not installed: pip install '.[so101]' in the checkout"
+
+
+def test_what_the_arm_did_not_let_go_of_at_the_end_is_kept_for_the_owner():
+    bench = Bench().connected()
+
+    def close() -> None:
+        raise DriverError("wrist_roll kept torque")
+
+    bench.arm.close = close
+    thread = DriverThread(bench.loop)
+    thread.start()
+    thread.close()
+    assert (thread.kept, thread.failure, bench.loop.connected) == ("wrist_roll kept torque", None, False)

@@ -16,7 +16,7 @@ from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.so101 import So101Config, So101Driver
 from molmoact2_ros.embodiments import ModelFrame, embodiment
-from molmoact2_ros.simulation.emulators.feetech import Faults, FeetechBus, write_calibration
+from molmoact2_ros.simulation.emulators.feetech import MULTI_TURN, Faults, FeetechBus, write_calibration
 
 ROBOT = embodiment("so101")
 TICKS = 2 * 2 * np.pi / 4096
@@ -97,6 +97,29 @@ def test_connecting_moves_nothing_and_powers_the_arm_where_it_is(rig: Rig):
     rig.driver.connect()
     assert np.allclose(rig.joints.position, ROBOT.rest_position, atol=TICKS)
     assert all(servo.registers[40] == 1 for servo in rig.bus.servos.values())
+
+
+@pytest.mark.parametrize("turns", [1, -1])
+def test_servos_that_count_over_turns_stay_where_they_are(rig: Rig, turns: int):
+    """lerobot ends that count while it configures; a goal taken before would be a turn away."""
+    rig.joints.position[4] = -1.0
+    start = rig.joints.position.copy()
+    for servo in rig.bus.servos.values():
+        servo.registers[18] |= MULTI_TURN
+        servo.turns = turns
+    seen: list[np.ndarray] = []
+    rig.joints.drive = lambda targets: seen.append(np.array(targets))
+    rig.driver.connect()
+    assert np.allclose(np.array(seen), start, atol=TICKS)
+    assert np.allclose(rig.driver.read().positions, start, atol=TICKS)
+    assert all(servo.registers[40] == 1 for servo in rig.bus.servos.values())
+
+
+def test_servos_that_hold_and_count_over_turns_are_refused(connected: Rig):
+    connected.driver.disconnect()
+    connected.bus.servos[5].registers[18] |= MULTI_TURN
+    with pytest.raises(DriverError, match=r"wrist_roll .* whole turns .* switch its power off and on"):
+        connected.driver.connect()
 
 
 def test_an_arm_that_holds_is_not_let_go_when_the_cable_comes_back(connected: Rig):
@@ -263,6 +286,43 @@ def test_torque_goes_off_at_the_end_only_where_asked_for(rig: Rig, off: bool):
     rig.driver.connect()
     rig.driver.close()
     assert {servo.registers[40] for servo in rig.bus.servos.values()} == {0 if off else 1}
+
+
+def test_torque_goes_off_servo_by_servo_and_those_that_keep_it_are_named(rig: Rig):
+    rig.driver = So101Driver(rig.config(torque_off_on_close=True))
+    rig.driver.connect()
+    # The first complains and obeys, the third does not hear: neither may keep the torque of those that come after.
+    rig.bus.faults = Faults(overloaded=frozenset({1}), silent=frozenset({3}))
+    stubborn = rig.bus.servos[5]
+    plain = stubborn.write
+    stubborn.write = lambda address, data: None if address == 40 else plain(address, data)
+    with pytest.raises(DriverError, match=r"^wrist_roll kept torque; elbow_flex did not answer: torque on .* not off"):
+        rig.driver.close()
+    assert [servo.registers[40] for _, servo in sorted(rig.bus.servos.items())] == [0, 0, 1, 0, 1, 0]
+    rig.driver.close()
+
+
+def test_torque_that_cannot_go_off_without_a_connection_is_told(rig: Rig):
+    rig.driver = So101Driver(rig.config(torque_off_on_close=True))
+    rig.driver.close()  # nothing had torque
+    rig.driver.connect()
+    rig.bus.unplug()
+    rig.driver.disconnect()
+    with pytest.raises(DriverError, match=r"the arm is not connected: torque on .* is not off"):
+        rig.driver.close()
+
+
+def test_an_overload_is_not_taken_for_a_missing_cable(rig: Rig):
+    rig.bus.faults = Faults(overloaded=frozenset({6}))
+    with pytest.raises(DriverError, match=r"^gripper \(servo 6\) reports overload: see what blocks it") as caught:
+        rig.driver.connect()
+    assert "cable" not in str(caught.value)
+    rig.bus.faults = Faults(overloaded=frozenset({6}), silent=frozenset({2}))
+    with pytest.raises(DriverError, match=r"reports overload: .*; shoulder_lift did not answer: .* cable in"):
+        rig.driver.connect()
+    rig.bus.faults = Faults(hot={4: 71})
+    with pytest.raises(DriverError, match=r"wrist_flex \(servo 4\) reports overheating: let it cool down"):
+        rig.driver.connect()
 
 
 def test_what_is_missing_is_named_with_the_command_that_mends_it(rig: Rig, tmp_path: Path):

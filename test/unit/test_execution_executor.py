@@ -282,7 +282,7 @@ def test_arming_is_refused_with_the_reason() -> None:
     cell.position = ROBOT.limits.upper + 0.2
     cell.tick()
     done, message = cell.executor.arm(cell.now_ns)
-    assert not done and "outside its limits" in message
+    assert not done and "outside its limits" in message and "switch its power off" in message
 
 
 @pytest.mark.parametrize("jump_s", [1.0, -1.0])

@@ -33,9 +33,11 @@ MIDDLE = 2047.5
 MODEL = 777
 OVERHEATED_C = 70
 """A servo sets its overheating bit at this temperature."""
+MULTI_TURN = 0x10
+"""The bit of the phase register with which a servo counts on over whole turns."""
 
 # Registers: address (and two bytes from there where the value is wider).
-_MODEL, _ID, _BAUD, _LOWEST, _HIGHEST, _HOMING = 3, 5, 6, 9, 11, 31
+_MODEL, _ID, _BAUD, _LOWEST, _HIGHEST, _PHASE, _HOMING = 3, 5, 6, 9, 11, 18, 31
 _TORQUE, _GOAL, _POSITION, _VELOCITY, _VOLTAGE, _TEMPERATURE, _MOVING = 40, 42, 56, 58, 62, 63, 66
 _SIZE = 96
 
@@ -51,6 +53,7 @@ class Faults:
         delay_s: answers come so much later.
         hot: temperatures in degrees C that servos report instead of their own, by id.
         limp: ids of servos that have switched off their torque.
+        overloaded: ids of servos that do as they are told and report an overload with every answer.
     """
 
     silent: frozenset[int] = frozenset()
@@ -59,6 +62,7 @@ class Faults:
     delay_s: float = 0.0
     hot: dict[int, int] = field(default_factory=dict)
     limp: frozenset[int] = frozenset()
+    overloaded: frozenset[int] = frozenset()
 
 
 def _word(data: bytearray, address: int, sign_bit: int = 0) -> int:
@@ -82,10 +86,14 @@ class Servo:
         zero: the joint angle at the middle of the encoder's calibrated range, rad.
         lowest, highest: position limits, ticks, as calibration leaves them.
         homing: ticks between the encoder's own zero and the calibrated one.
+
+    Attributes:
+        turns: whole turns that it has counted since it was switched on; they show where it counts over turns.
     """
 
     def __init__(self, number: int, zero: float, lowest: int, highest: int, homing: int) -> None:
         self.number, self._zero, self._mount = number, zero, homing
+        self.turns = 0
         self.registers = bytearray(_SIZE)
         self.registers[0:2] = bytes((3, 10))
         _put(self.registers, _MODEL, MODEL)
@@ -98,7 +106,8 @@ class Servo:
     def measure(self, position: float, velocity: float) -> None:
         """Take the joint's angle, rad, and speed, rad/s, into the registers."""
         ticks = MIDDLE + (position - self._zero) / RADIANS_A_TICK + self._mount - _word(self.registers, _HOMING, 11)
-        _put(self.registers, _POSITION, round(ticks) % 4096)
+        count = round(ticks) + 4096 * self.turns if self._counts_turns else round(ticks) % 4096
+        _put(self.registers, _POSITION, count, 15)
         speed = round(velocity / RADIANS_A_TICK)
         _put(self.registers, _VELOCITY, max(-32767, min(32767, speed)), 15)
         self.registers[_MOVING] = int(abs(speed) > 10)
@@ -108,8 +117,13 @@ class Servo:
         if self.registers[_TORQUE] != 1:
             return None
         low, high = _word(self.registers, _LOWEST), _word(self.registers, _HIGHEST)
-        goal = max(low, min(high, _word(self.registers, _GOAL, 15)))
+        goal = _word(self.registers, _GOAL, 15)
+        goal = goal - 4096 * self.turns if self._counts_turns else max(low, min(high, goal))
         return float((goal + _word(self.registers, _HOMING, 11) - self._mount - MIDDLE) * RADIANS_A_TICK + self._zero)
+
+    @property
+    def _counts_turns(self) -> bool:
+        return bool(self.registers[_PHASE] & MULTI_TURN)
 
     def write(self, address: int, data: bytes) -> None:
         """Write registers; those that only the servo sets stay as they are."""
@@ -327,6 +341,7 @@ class FeetechBus:
         if number not in self.servos or number in self.faults.silent:
             return
         error = 4 if self._registers(number)[_TEMPERATURE] >= OVERHEATED_C else 0
+        error |= 32 if number in self.faults.overloaded else 0
         body = bytes((number, len(data) + 2, error)) + data
         packet = bytearray(b"\xff\xff" + body + bytes((~sum(body) & 0xFF,)))
         if self.faults.corrupt and self._rng.random() < self.faults.corrupt:
