@@ -37,7 +37,6 @@ def task_problem(text: str) -> str:
     return f"the task {text!r} is empty: publish on 'task' what to do, for example 'pick up the red cube'"
 
 
-
 class Inputs:
     """Collects frames, joint states and the task.
 

@@ -18,6 +18,7 @@ from ros_process import wait_until
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.rolling_piece import TAIL
@@ -98,16 +99,25 @@ def test_a_trajectory_has_the_arm_on_the_chunk_at_the_moments_that_it_names(
     cell.ask(gripper=1.0)
     cell.sway = 0.15
     wait_until(lambda: len(cell.trajectories) > 400, lambda: f"trajectories; {cell.told()}", 30.0)
-    errors, speeds = [], []
-    for message in cell.trajectories[300:400]:
-        point = message.points[-TAIL - 1]  # the newest command
-        times = message.header.stamp, point.time_from_start
-        due_ns = sum(time.sec * 10**9 + time.nanosec for time in times)
-        errors.append(point.positions[0] - cell.robot.rest_position[0] - cell.swayed(due_ns))
-        speeds.append(point.velocities[0])
-    # 20 ms, a period and the way to the controller, are 3 mrad at half of the top speed.
-    assert np.abs(speeds).max() > 0.1
-    assert np.median(np.abs(errors)) < 1e-3, np.round(errors, 4)
+
+    def measured(messages: list[JointTrajectory]) -> tuple[float, float]:
+        """Median error, rad, and top speed, rad/s."""
+        errors, speeds = [], []
+        for message in messages:
+            point = message.points[-TAIL - 1]  # the newest command
+            times = message.header.stamp, point.time_from_start
+            due_ns = sum(time.sec * 10**9 + time.nanosec for time in times)
+            errors.append(point.positions[0] - cell.robot.rest_position[0] - cell.swayed(due_ns))
+            speeds.append(point.velocities[0])
+        return float(np.median(np.abs(errors))), float(np.abs(speeds).max())
+
+    # 20 ms, a period and the way to the controller, are 3 mrad at half of the top speed. On a busy machine the chunks
+    # of the test come late at times, and the arm brakes: one second without that is waited for.
+    def follows() -> bool:
+        error, speed = measured(cell.trajectories[-100:])
+        return error < 1e-3 and speed > 0.1
+
+    wait_until(follows, lambda: f"the chunk is followed: {measured(cell.trajectories[-100:])}; {cell.told()}", 30.0)
 
 
 def test_yam_parallel_grippers_get_goals_of_their_own(packages: Path, tmp_path: Path) -> None:
