@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from scipy.spatial.transform import Rotation
 
 from molmoact2_ros.bringup.options import Options, namespace_of
-from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
-from molmoact2_ros.cameras.cell_cameras import CELL, camera_calibration
+from molmoact2_ros.cameras.cell_cameras import CELL, calibrations_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
 
@@ -31,12 +30,8 @@ def camera_frames(options: Options) -> tuple[StaticFrame, ...]:
 
     robot = embodiment(options.robot)
     files = (*robot_files(robot.family), *user_files(options.config))
-    file = parameters_for(files, f"{namespace_of(options).rstrip('/')}/visualizer").get("calibration_file", "")
-    found: dict[str, CameraCalibration] = {}
-    if file == CELL or (options.sim and not file):
-        found = {name: camera_calibration(robot.name, name) for name in robot.camera_names}
-    elif file:
-        found = load_calibrations(file)
+    written = parameters_for(files, f"{namespace_of(options).rstrip('/')}/visualizer").get("calibration_file", "")
+    found = calibrations_of(written or (CELL if options.sim else ""), robot.name, robot.camera_names)
     out = []
     for name, calibration in found.items():
         x, y, z = (float(v) for v in calibration.pose[:3, 3])

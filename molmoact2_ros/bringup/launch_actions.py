@@ -121,13 +121,6 @@ RVIZ_ARGUMENTS = (
 )
 
 
-TEXTS = (
-    *("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip"),
-    "calibration_id",
-)
-"""Arguments that are options as they are written."""
-
-
 def options_of(values: Mapping[str, str]) -> Options:
     """Return the bringup options for launch arguments; those that a launch file does not have keep their default.
 
@@ -135,7 +128,8 @@ def options_of(values: Mapping[str, str]) -> Options:
         ValueError: an argument that must be a number is none.
     """
     given: dict[str, Any] = {}
-    for name in TEXTS:
+    as_written = ("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip")
+    for name in (*as_written, "calibration_id"):
         if name in values:
             given[name] = values[name]
     for name in ("sim", "emulated", "visualize"):

@@ -157,9 +157,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     named = options.checkpoint or str(cell.written("policy").get("checkpoint", ""))
     check(replace(options, checkpoint=named))
     checkpoint: dict[str, Value] = {"checkpoint": named or str(bundled_checkpoint(robot.family))}
-    cameras = list(cell.written("camera").get("names", robot.camera_names))
     sources = camera_sources(options)
-    cameras = list(sources) or cameras
+    cameras = list(sources or cell.written("camera").get("names", robot.camera_names))
     views: dict[str, Value] = {"cameras": cameras}
     found = []
     if options.sim:
@@ -177,9 +176,9 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
             found.append(node(f"{robot.family}_driver_node", hardware_parameters(options)))
         elif robot.family == "franka":
             found.append(node("franka_state_node", on_end=OnEnd.REPORTED))  # without franka_msgs it says so and ends
+        _check_real_cameras(options, list(sources.values()) or cell.written("camera").get("sources", []))
         given = {"names": cameras, "sources": list(sources.values())} if sources else {}
         found.append(node("camera_node", given, {"names": cameras}))
-        _check_real_cameras(options, found[-1].parameters.get("sources", cell.written("camera").get("sources", [])))
     if options.policy == "expert":
         found.append(node("expert_node"))
     elif options.policy == "molmoact2":

@@ -3,13 +3,14 @@ CameraInfo messages read them here. Loads numpy only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.cameras.calibration import CameraCalibration
+from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
 from molmoact2_ros.embodiments import EMBODIMENTS
 from molmoact2_ros.embodiments.franka_droid import FrankaDroid
 from molmoact2_ros.embodiments.urdf import robot_urdf
@@ -106,6 +107,17 @@ def camera_calibration(robot: str, camera: str) -> CameraCalibration:
     if camera not in cell:
         raise ValueError(f"the simulated {robot} cell has no camera {camera!r}; it has {', '.join(cell)}")
     return cell[camera]
+
+
+def calibrations_of(file: str, robot: str, cameras: Iterable[str]) -> dict[str, CameraCalibration]:
+    """What a calibration file says of each camera; `CELL` stands for those of the simulated cell, empty for none.
+
+    Raises:
+        ValueError: as `load_calibrations`, or the cell has no such camera.
+    """
+    if file == CELL:
+        return {camera: camera_calibration(robot, camera) for camera in cameras}
+    return load_calibrations(file) if file else {}
 
 
 def camera_names(robot: str) -> tuple[str, ...]:

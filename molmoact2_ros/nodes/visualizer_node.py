@@ -22,8 +22,8 @@ from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
-from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
-from molmoact2_ros.cameras.cell_cameras import CELL, camera_calibration
+from molmoact2_ros.cameras.calibration import CameraCalibration
+from molmoact2_ros.cameras.cell_cameras import calibrations_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import depth_info
 from molmoact2_ros.nodes.ros.messages import (
@@ -134,11 +134,7 @@ class VisualizerNode(MolmoNode):
         return super().diagnose()
 
     def _load_calibrations(self) -> dict[str, CameraCalibration]:
-        file = self.param("calibration_file")
-        if file == CELL:
-            found = {camera: camera_calibration(self._robot.name, camera) for camera in self._cameras}
-        else:
-            found = load_calibrations(file) if file else {}
+        found = calibrations_of(self.param("calibration_file"), self._robot.name, self._cameras)
         for camera in set(self._cameras) - set(found):
             self.get_logger().warning(f"camera {camera!r} has no calibration; its overlay has no path")
         return found

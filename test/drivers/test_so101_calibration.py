@@ -7,35 +7,20 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from so101_rig import ROBOT, Rig
 
 from molmoact2_ros.drivers.driver import DriverError
 from molmoact2_ros.drivers.loop import DriverLoop, LoopConfig
-from molmoact2_ros.drivers.so101 import So101Config, So101Driver
+from molmoact2_ros.drivers.so101 import So101Driver
 from molmoact2_ros.drivers.so101_calibration import check_calibration
-from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.simulation.emulators.feetech import FeetechBus, write_calibration
-
-ROBOT = embodiment("so101")
+from molmoact2_ros.simulation.emulators.feetech import write_calibration
 
 
-class Still:
-    """A plant that stands still."""
-
-    def joints(self):
-        return ROBOT.rest_position.copy(), np.zeros(6)
-
-    def drive(self, targets) -> None:
-        pass
-
-
-class Arm:
+class Arm(Rig):
     def __init__(self, folder: Path) -> None:
-        self.bus = FeetechBus(Still(), folder / "by-id" / "usb-arm")
-        self.path = write_calibration(self.bus.servos, folder, "so101")
+        super().__init__(folder)
         self.good = self.path.read_text()
-        self.driver = So101Driver(So101Config(port=str(self.bus.link), calibration_dir=str(folder)))
 
     def change(self, joint: str, **values: object) -> None:
         """Write the file with other values for a joint, and the servo's registers after it."""
@@ -61,10 +46,8 @@ class Arm:
 
 @pytest.fixture
 def arm(tmp_path: Path) -> Iterator[Arm]:
-    arm = Arm(tmp_path)
-    with arm.bus:
+    with Arm(tmp_path).running() as arm:
         yield arm
-        arm.driver.close()
 
 
 @pytest.mark.parametrize(
@@ -153,11 +136,11 @@ def test_a_missing_field_is_named_with_what_is_expected(arm: Arm):
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(arm: Arm):
-    arm.driver = So101Driver(So101Config(port=str(arm.bus.link), calibration_dir=str(arm.path)))
+    arm.driver = So101Driver(arm.config(calibration_dir=str(arm.path)))
     assert f"calibration_dir {arm.path} is a file, expected the folder" in arm.refusal()
     arm.path.unlink()
     arm.path.mkdir()
-    arm.driver = So101Driver(So101Config(port=str(arm.bus.link), calibration_dir=str(arm.path.parent)))
+    arm.driver = So101Driver(arm.config())
     assert "cannot read the calibration" in arm.refusal()
 
 
@@ -197,9 +180,7 @@ def test_the_files_values_are_written_to_the_servos_only_where_asked_for(arm: Ar
     recalibrated = bytes(arm.bus.servos[2].registers[:40])
     arm.refusal()
     assert bytes(arm.bus.servos[2].registers[:40]) == recalibrated
-    arm.driver = So101Driver(
-        So101Config(port=str(arm.bus.link), calibration_dir=str(arm.path.parent), write_calibration=True)
-    )
+    arm.driver = So101Driver(arm.config(write_calibration=True))
     arm.driver.connect()
     for number, servo in arm.bus.servos.items():
         assert servo.registers[9:13] + servo.registers[31:33] == before[number][9:13] + before[number][31:33]
@@ -207,9 +188,7 @@ def test_the_files_values_are_written_to_the_servos_only_where_asked_for(arm: Ar
 
 def test_nothing_is_written_to_servos_that_hold(arm: Arm):
     """With another offset a servo that has torque would move."""
-    arm.driver = So101Driver(
-        So101Config(port=str(arm.bus.link), calibration_dir=str(arm.path.parent), write_calibration=True)
-    )
+    arm.driver = So101Driver(arm.config(write_calibration=True))
     arm.driver.connect()
     arm.driver.disconnect()
     arm.recalibrate()

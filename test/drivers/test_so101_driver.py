@@ -11,59 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from so101_rig import ROBOT, Rig
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
-from molmoact2_ros.drivers.so101 import So101Config, So101Driver
-from molmoact2_ros.embodiments import ModelFrame, embodiment
-from molmoact2_ros.simulation.emulators.feetech import MULTI_TURN, Faults, FeetechBus, write_calibration
+from molmoact2_ros.drivers.so101 import So101Driver
+from molmoact2_ros.embodiments import ModelFrame
+from molmoact2_ros.simulation.emulators.feetech import MULTI_TURN, Faults
 
-ROBOT = embodiment("so101")
 TICKS = 2 * 2 * np.pi / 4096
 """Two ticks: the encoder rounds, and lerobot cuts its targets off."""
 
 
-class Joints:
-    """A plant that is where it is put, and goes at once where it is driven."""
-
-    def __init__(self) -> None:
-        self.position = ROBOT.rest_position.copy()
-
-    def joints(self):
-        return self.position.copy(), np.zeros(6)
-
-    def drive(self, targets) -> None:
-        self.position = np.array(targets)
-
-
-class Rig:
-    def __init__(self, folder: Path) -> None:
-        self.joints = Joints()
-        self.bus = FeetechBus(self.joints, folder / "by-id" / "usb-arm")
-        self.folder = folder
-        write_calibration(self.bus.servos, folder, "so101")
-        self.driver = So101Driver(self.config())
-
-    def config(self, **changes) -> So101Config:
-        return So101Config(**{"port": str(self.bus.link), "calibration_dir": str(self.folder), **changes})
-
-    def tried(self, count: int) -> list[np.ndarray | str]:
-        """What so many reads gave: a position, or why there was none."""
-        found: list[np.ndarray | str] = []
-        for _ in range(count):
-            try:
-                found.append(self.driver.read().positions)
-            except StaleError as error:
-                found.append(str(error))
-        return found
-
-
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    with rig.bus:
+    with Rig(tmp_path).running() as rig:
         yield rig
-        rig.driver.close()
 
 
 @pytest.fixture
