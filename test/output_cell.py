@@ -27,16 +27,19 @@ PATIENCE = {"max_tick_gap_s": 2.0, "joint_state_timeout_s": 2.0}
 
 
 class Server:
-    """A gripper's action server: takes every goal, or refuses the first ones, and keeps it until it is cancelled."""
+    """A gripper's action server: takes every goal, or refuses, aborts or fails the first ones, or keeps them until they
+    are cancelled."""
 
-    def __init__(self, node: Any, kind: Any, name: str, refuse: int = 0, keep: bool = False, abort: int = 0) -> None:
+    def __init__(
+        self, node: Any, kind: Any, name: str, refuse: int = 0, keep: bool = False, abort: int = 0, fail: int = 0
+    ) -> None:
         self.goals: list[Any] = []
         self.cancelled = 0
         self.aborts = abort
         self.answers = threading.Event()
         """While clear, the server takes its time to answer to a goal."""
         self.answers.set()
-        self._kind, self._refuse, self._keep = kind, refuse, keep
+        self._kind, self._refuse, self._keep, self._fail = kind, refuse, keep, fail
         self._server = ActionServer(
             node, kind, name, self._execute, goal_callback=self._on_goal, cancel_callback=self._on_cancel,
             handle_accepted_callback=self._accepted,
@@ -56,11 +59,14 @@ class Server:
             handle.execute()
 
     def _execute(self, handle: Any) -> Any:
+        result = self._kind.Result()
         if len(self.goals) <= self.aborts:
             handle.abort()
-        else:
-            handle.succeed()
-        return self._kind.Result()
+            return result
+        handle.succeed()
+        for done in {"success", "reached_goal"} & set(result.get_fields_and_field_types()):
+            setattr(result, done, len(self.goals) > self._fail)
+        return result
 
 
 class Cell:

@@ -21,6 +21,31 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+
+def _fields(kind: str, names: str) -> str:
+    return "".join(f"{kind} {name}\n" for name in names.split())
+
+
+ERRORS = (
+    *("joint_position_limits_violation", "cartesian_position_limits_violation", "self_collision_avoidance_violation"),
+    *("joint_velocity_violation", "cartesian_velocity_violation", "force_control_safety_violation", "joint_reflex"),
+    *("cartesian_reflex", "max_goal_pose_deviation_violation", "max_path_pose_deviation_violation"),
+    *("cartesian_velocity_profile_safety_violation", "joint_position_motion_generator_start_pose_invalid"),
+    *("joint_motion_generator_position_limits_violation", "joint_motion_generator_velocity_limits_violation"),
+    *("joint_motion_generator_velocity_discontinuity", "joint_motion_generator_acceleration_discontinuity"),
+    *("cartesian_position_motion_generator_start_pose_invalid", "cartesian_motion_generator_elbow_limit_violation"),
+    *("cartesian_motion_generator_velocity_limits_violation", "cartesian_motion_generator_velocity_discontinuity"),
+    *("cartesian_motion_generator_acceleration_discontinuity", "cartesian_motion_generator_elbow_sign_inconsistent"),
+    "cartesian_motion_generator_start_elbow_invalid",
+    "cartesian_motion_generator_joint_position_limits_violation",
+    "cartesian_motion_generator_joint_velocity_limits_violation",
+    "cartesian_motion_generator_joint_velocity_discontinuity",
+    "cartesian_motion_generator_joint_acceleration_discontinuity",
+    *("cartesian_position_motion_generator_invalid_frame", "force_controller_desired_force_tolerance_violation"),
+    *("controller_torque_discontinuity", "start_elbow_sign_inconsistent", "communication_constraints_violation"),
+    *("power_limit_violation", "joint_p2p_insufficient_torque_for_planning", "tau_j_range_violation"),
+    "instability_detected",
+)
 FIELDS = "float64 position\nfloat64 effort\nbool stalled\nbool reached_goal\n"
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "control_msgs": {
@@ -32,6 +57,34 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
         ),
     },
     "franka_msgs": {
+        "action/ErrorRecovery.action": "---\n---\n",
+        "action/Homing.action": "---\nbool success\nstring error\n---\nfloat64 current_width\n",
+        "msg/Errors.msg": "".join(f"bool {name}\n" for name in ERRORS),
+        "msg/CollisionIndicators.msg": (
+            "".join(
+                f"geometry_msgs/Vector3 is_cartesian_{kind}\n"
+                for kind in ("linear_collision", "angular_collision", "linear_contact", "angular_contact")
+            )
+            + "float64[7] is_joint_collision\nfloat64[7] is_joint_contact\n"
+        ),
+        "msg/Elbow.msg": _fields(
+            "float64[2]",
+            "position desired_position commanded_position commanded_velocity commanded_acceleration",
+        ),
+        "msg/FrankaRobotState.msg": (
+            "std_msgs/Header header\nCollisionIndicators collision_indicators\n"
+            + _fields("sensor_msgs/JointState", "measured_joint_state desired_joint_state measured_joint_motor_state")
+            + _fields("float64[7]", "ddq_d dtau_j")
+            + "sensor_msgs/JointState tau_ext_hat_filtered\nElbow elbow\n"
+            + _fields("geometry_msgs/WrenchStamped", "k_f_ext_hat_k o_f_ext_hat_k")
+            + _fields("geometry_msgs/InertiaStamped", "inertia_ee inertia_load inertia_total")
+            + _fields("geometry_msgs/PoseStamped", "o_t_ee o_t_ee_d o_t_ee_c f_t_ee ee_t_k")
+            + _fields("geometry_msgs/TwistStamped", "o_dp_ee_d o_dp_ee_c")
+            + "geometry_msgs/AccelStamped o_ddp_ee_c\n"
+            + _fields("float64", "time control_command_success_rate")
+            + "uint8 robot_mode\n"
+            + _fields("Errors", "current_errors last_motion_errors")
+        ),
         "msg/GraspEpsilon.msg": "float64 inner\nfloat64 outer\n",
         "action/Grasp.action": (
             "float64 width\nGraspEpsilon epsilon\nfloat64 speed\nfloat64 force\n---\nbool success\nstring error\n---\n"
@@ -45,7 +98,8 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
 SUPPORT = "rosidl_typesupport_fastrtps_c"
 INTROSPECTION = "rosidl_typesupport_introspection_c"
 DEPENDENCIES = (
-    *("action_msgs", "builtin_interfaces", "sensor_msgs", "service_msgs", "std_msgs", "unique_identifier_msgs"),
+    *("action_msgs", "builtin_interfaces", "geometry_msgs", "sensor_msgs", "service_msgs", "std_msgs"),
+    "unique_identifier_msgs",
 )
 
 

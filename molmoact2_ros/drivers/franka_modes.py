@@ -34,3 +34,8 @@ def meaning(mode: int, errors: Iterable[str] = ()) -> Meaning:
     if name in ("guiding", "other") or name.startswith("unknown"):
         return Meaning(f"the robot is in mode {name}; it takes no commands", False, name)
     return Meaning("", False, name)
+
+
+def silent(before: Meaning, topic: str, timeout_s: float) -> Meaning:
+    """Return what it means that the mode, which was `before`, is not told any more. A pressed stop stays pressed."""
+    return Meaning(f"{topic} silent for {timeout_s:g} s; is franka_ros2 running?", before.stopped, "unknown (silent)")

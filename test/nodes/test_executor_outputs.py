@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from action_msgs.msg import GoalStatus
 from output_cell import START_S, Cell, Running, Server
 from ros_interfaces import load_interfaces
 from ros_process import wait_until
@@ -22,6 +24,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.rolling_piece import TAIL
+from molmoact2_ros.nodes.ros.gripper_actions import failure
 from molmoact2_ros.nodes.ros.node_base import SENSOR
 
 
@@ -218,6 +221,41 @@ def test_an_aborted_gripper_motion_is_told_and_asked_for_again(packages: Path, t
         wait_until(lambda: "motion was aborted" in cell.value("gripper_problem"), "the abort to be told", 30.0)
         wait_until(lambda: len(server.goals) == 2, lambda: f"the goal to come again; {cell.told()}", 30.0)
         wait_until(lambda: cell.value("gripper_problem") == "", "the second one to succeed", 30.0)
+
+
+def test_a_gripper_whose_result_is_a_failure_or_whose_server_says_nothing_is_asked_again(
+    packages: Path, tmp_path: Path
+) -> None:
+    from control_msgs.action import GripperCommand
+
+    with Running("so101", tmp_path / "log", packages, **GRIPPER) as running:
+        server = Server(running.companion.node, GripperCommand, "gripper_action", fail=1)
+        cell = running.ready()
+        cell.arm()
+        cell.await_state("HOLDING")
+        cell.ask(gripper=1.0)
+        words = "ended before its position was reached"
+        wait_until(lambda: words in cell.value("gripper_problem"), "the failure to be told", 30.0)
+        wait_until(lambda: len(server.goals) == 2, lambda: f"the goal to come again; {cell.told()}", 30.0)
+        wait_until(lambda: cell.value("gripper_problem") == "", "the second one to succeed", 30.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "closing", "problem"),
+    [
+        (GoalStatus.STATUS_SUCCEEDED, {"success": True, "error": ""}, True, ""),
+        (GoalStatus.STATUS_SUCCEEDED, {"success": False, "error": "no hand"}, True, "its motion failed (no hand)"),
+        (GoalStatus.STATUS_ABORTED, {"success": False, "error": "no hand"}, False, "its motion was aborted (no hand)"),
+        (GoalStatus.STATUS_SUCCEEDED, {"reached_goal": False, "stalled": True}, True, ""),
+        (GoalStatus.STATUS_ABORTED, {"reached_goal": False, "stalled": True}, True, ""),
+        (GoalStatus.STATUS_SUCCEEDED, {"reached_goal": False, "stalled": True}, False, "it stalled before"),
+        (GoalStatus.STATUS_SUCCEEDED, {"reached_goal": True, "stalled": False}, False, ""),
+        (GoalStatus.STATUS_CANCELED, {"reached_goal": False, "stalled": False}, True, "somebody cancelled"),
+    ],
+)
+def test_what_a_result_of_a_gripper_says(status: int, result: dict[str, Any], closing: bool, problem: str) -> None:
+    said = failure(status, SimpleNamespace(**result), closing)
+    assert said.startswith(problem) and bool(said) == bool(problem)
 
 
 def test_a_missing_package_is_named_in_one_line_and_nothing_starts(tmp_path: Path) -> None:

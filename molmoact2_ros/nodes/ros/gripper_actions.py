@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from action_msgs.msg import GoalStatus
@@ -21,7 +21,10 @@ from molmoact2_ros.execution.gripper import GripperGoals
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
 
 RETRY_NS = 1_000_000_000
-"""A goal that was refused, or for which there is no server, is tried again after this."""
+"""A goal that was refused or failed, or for which there is no server, is tried again after this."""
+ANSWER_NS = 2_000_000_000
+"""A server that has not answered to a goal by then is asked again."""
+HOMING = "; was the hand homed since it was switched on? call driver/home_gripper while disarmed"
 PACKAGES = {
     "gripper_command": ("control_msgs", "GripperCommand"),
     "parallel_gripper_command": ("control_msgs", "ParallelGripperCommand"),
@@ -46,15 +49,41 @@ def action_types(output: str) -> list[Any]:
         ) from None
 
 
+def failure(status: int, result: Any, closing: bool) -> str:
+    """What went wrong with a goal, by its `status` and `result`; empty when nothing did.
+
+    A gripper that stalls while it closes has something between its fingers, which is what it is for.
+    """
+    error = getattr(result, "error", "")
+    because = f" ({error})" if error else ""
+    stalled = bool(getattr(result, "stalled", False))
+    if status == GoalStatus.STATUS_CANCELED:
+        return "somebody cancelled its motion"
+    if closing and stalled:
+        return ""
+    if status != GoalStatus.STATUS_SUCCEEDED:
+        return f"its motion was aborted{because}"
+    if not getattr(result, "success", True):
+        return f"its motion failed{because}"
+    if not getattr(result, "reached_goal", True):
+        return f"it {'stalled' if stalled else 'ended'} before its position was reached"
+    return ""
+
+
 @dataclass
 class _Gripper:
-    """One gripper: its joint, the rule for its goals, and what is under way."""
+    """One gripper: its joint, the rule for its goals, and what is under way: the number of its last goal, when it was
+    asked for (0: answered), with which client, its handle, and the handles of all that have not ended."""
 
     joint: str
     rule: GripperGoals
     clients: Sequence[ActionClient]
     middle: float
     handle: Any = None
+    open: list[Any] = field(default_factory=list)
+    client: ActionClient | None = None
+    goal: int = 0
+    asked_ns: int = 0
     cancelled: int = 0
     not_before_ns: int = 0
     told: str = ""
@@ -94,6 +123,7 @@ class GripperActions:
     def update(self, targets: Sequence[float], now_ns: int) -> None:
         """Send the goals that `targets`, rad or m, are worth."""
         for gripper, target in zip(self._grippers, targets, strict=True):
+            self._look_after(gripper, now_ns)
             if now_ns < gripper.not_before_ns:
                 continue
             goal = gripper.rule.update(float(target), now_ns)
@@ -112,9 +142,9 @@ class GripperActions:
         """
         for gripper in self._grippers:
             gripper.rule.forget()
-            gripper.cancelled += 1
-            handle, gripper.handle = gripper.handle, None
-            if handle is not None:
+            gripper.cancelled, gripper.asked_ns = gripper.cancelled + 1, 0
+            handles, gripper.open, gripper.handle = gripper.open, [], None
+            for handle in handles:
                 handle.cancel_goal_async()
 
     def destroy(self) -> None:
@@ -130,11 +160,21 @@ class GripperActions:
         closing = position < gripper.middle
         client = gripper.clients[0 if closing or len(gripper.clients) == 1 else 1]
         if not client.server_is_ready():
-            self._try_again(gripper, now_ns, f"gripper {gripper.joint}: no action server {client._action_name}")
+            self._try_again(gripper, now_ns, f"no action server {client._action_name}")
             return
         goal = self._goal(gripper, position, closing)
         self.goals += 1
-        client.send_goal_async(goal).add_done_callback(self._answered(gripper, now_ns))
+        gripper.goal, gripper.asked_ns, gripper.client = gripper.goal + 1, now_ns, client
+        client.send_goal_async(goal).add_done_callback(self._answered(gripper, closing))
+
+    def _look_after(self, gripper: _Gripper, now_ns: int) -> None:
+        """A goal whose server says nothing, or has gone, would be waited for without end."""
+        if gripper.asked_ns and now_ns - gripper.asked_ns > ANSWER_NS:
+            gripper.goal, gripper.asked_ns = gripper.goal + 1, 0
+            self._try_again(gripper, now_ns, f"its action server has not answered for {ANSWER_NS / 1e9:g} s")
+        elif gripper.handle is not None and gripper.client is not None and not gripper.client.server_is_ready():
+            gripper.handle, gripper.open = None, []
+            self._try_again(gripper, now_ns, f"its action server {gripper.client._action_name} has gone")
 
     def _goal(self, gripper: _Gripper, position: float, closing: bool) -> Any:
         if self._output == "gripper_command":
@@ -156,39 +196,47 @@ class GripperActions:
             goal.epsilon.inner = goal.epsilon.outer = 0.08
         return goal
 
-    def _answered(self, gripper: _Gripper, now_ns: int) -> Callable[[Any], None]:
-        cancelled = gripper.cancelled
+    def _answered(self, gripper: _Gripper, closing: bool) -> Callable[[Any], None]:
+        cancelled, number = gripper.cancelled, gripper.goal
 
         def answered(future: Any) -> None:
             handle = future.result()
-            if handle is None or not handle.accepted:
-                if gripper.cancelled == cancelled:
-                    self._try_again(gripper, now_ns, f"gripper {gripper.joint}: its action server refused the goal")
-                return
+            taken = handle is not None and handle.accepted
             if gripper.cancelled != cancelled:  # an e-stop came between the goal and its acceptance
-                handle.cancel_goal_async()
+                if taken:
+                    handle.cancel_goal_async()
                 return
-            gripper.handle, gripper.told = handle, ""
-            handle.get_result_async().add_done_callback(lambda result: self._ended(gripper, handle, result))
+            newest = gripper.goal == number
+            if newest:
+                gripper.asked_ns = 0
+            if taken:
+                gripper.open.append(handle)  # to be cancelled by an e-stop, even if a newer goal has taken its place
+                handle.get_result_async().add_done_callback(lambda done: self._ended(gripper, handle, closing, done))
+            if newest and taken:
+                gripper.handle, gripper.told = handle, ""
+            elif newest:
+                self._try_again(gripper, self._now_ns(), "its action server refused the goal")
 
         return answered
 
-    def _ended(self, gripper: _Gripper, handle: Any, future: Any) -> None:
-        """A goal has its result: one that was aborted is told, and asked for again."""
+    def _ended(self, gripper: _Gripper, handle: Any, closing: bool, future: Any) -> None:
+        """A goal has its result: one that failed is told, and asked for again."""
+        if handle in gripper.open:
+            gripper.open.remove(handle)
         if gripper.handle is not handle:
             return  # another goal has taken its place
         gripper.handle = None
         answer = future.result()
-        if answer is None or answer.status != GoalStatus.STATUS_ABORTED:
-            gripper.failed = ""
-            return
-        error = getattr(answer.result, "error", "")
-        gripper.failed = f"gripper {gripper.joint}: its motion was aborted" + (f" ({error})" if error else "")
-        self._try_again(gripper, self._now_ns(), gripper.failed)
+        problem = "" if answer is None else failure(answer.status, answer.result, closing)
+        gripper.failed = ""
+        if problem:
+            advice = HOMING if self._output == "franka_gripper" else ""
+            self._try_again(gripper, self._now_ns(), problem + advice)
 
     def _try_again(self, gripper: _Gripper, now_ns: int, problem: str) -> None:
         gripper.rule.forget()
         gripper.not_before_ns = now_ns + RETRY_NS
+        gripper.failed = f"gripper {gripper.joint}: {problem}"
         if problem != gripper.told:
-            self._node.get_logger().error(f"{problem}; tried again every second")
+            self._node.get_logger().error(f"{gripper.failed}; tried again every second")
             gripper.told = problem

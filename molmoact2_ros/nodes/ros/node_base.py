@@ -7,7 +7,6 @@ error, and must be safe to call twice). `run_node` is its main.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
 from molmoact2_ros.nodes.ros.running import run_node
+from molmoact2_ros.nodes.ros.services import Services
 from molmoact2_ros.nodes.ros.subscriptions import EveryPublisher, Heard
 
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -88,6 +88,7 @@ class MolmoNode(LifecycleNode):
         self._clock_problem = ""
         self._work_timers: list[Timer] = []
         self._owned: list[Callable[[], object]] = []
+        self._offers = Services(self)
         self.active = False
         self.finished: int | None = None
         """A node whose work has an end sets its exit status here; the process then ends in order."""
@@ -133,27 +134,7 @@ class MolmoNode(LifecycleNode):
 
     def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
         """Offer a service until teardown; a coroutine may take its time, and all else goes on. For `setup`."""
-
-        def failed(error: Exception, response: Any) -> Any:  # see `_surviving`
-            self.get_logger().error(f"{name} failed: {error!r}")
-            response.success, response.message = False, f"{name} failed: {error}"
-            return response
-
-        def answer(request: Any, response: Any) -> Any:
-            try:
-                return handle(request, response)
-            except Exception as error:
-                return failed(error, response)
-
-        async def answer_later(request: Any, response: Any) -> Any:
-            try:
-                return await handle(request, response)
-            except Exception as error:
-                return failed(error, response)
-
-        takes_time = inspect.iscoroutinefunction(handle)
-        service = self.create_service(srvtype, name, answer_later if takes_time else answer)
-        self._owned.append(partial(self.destroy_service, service))
+        self._owned.append(self._offers.offer(srvtype, name, handle))
 
     def every(
         self, period_s: float, action: Callable[[], None], *, inactive: bool = False, steady: bool = False
