@@ -110,7 +110,7 @@ class PolicyNode(MolmoNode):
         self._requests = Requests(requests, opened.horizon / opened.rate_hz)
         depth = f"depth {opened.depth_side} x {opened.depth_side}" if opened.depth_side else "no depth reasoning"
         shown = f"tag {opened.norm_tag}, pictures {', '.join(opened.cameras)}, {depth}"
-        self.get_logger().info(f"{opened.directory.name}: {opened.layout}, {shown}")
+        self.get_logger().info(f"{opened.name}: {opened.layout}, {shown}")
 
     def start(self) -> None:
         self._running = True
