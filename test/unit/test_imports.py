@@ -55,7 +55,7 @@ ORDER = (
     {"embodiments"},
     {"execution", "cameras"},
     {"drivers", "rendering", "recording", "policy"},
-    {"simulation"},
+    {"simulation", "serving"},
     {"training", "doctor"},
     {"bringup"},
     {"nodes"},
