@@ -127,3 +127,6 @@ class Policy(Protocol):
 
     def reset(self) -> None:
         """Forget the episode: what was seen before no longer counts."""
+
+    def close(self) -> None:
+        """Give back what is open; it is not used again."""

@@ -117,6 +117,9 @@ class ModelPolicy:
         self._guide.reset()
         self._episode = self._model.new_episode()
 
+    def close(self) -> None:
+        """The model goes with the last policy that has it."""
+
     def infer(self, observation: Observation, latency_s: float | None = None) -> Prediction:
         """Predict a chunk; see `Policy.infer`.
 

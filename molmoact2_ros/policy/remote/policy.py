@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.interface import Observation, Prediction, UnendedSequenceError
-from molmoact2_ros.policy.options import MAX_GAP_S
+from molmoact2_ros.policy.options import MAX_GAP_S, RemoteOptions
 from molmoact2_ros.policy.remote.description import RemoteCheckpoint, read
 from molmoact2_ros.policy.remote.links import Link, RemoteError, open_link, read_token
 from molmoact2_ros.policy.remote.pictures import encode
@@ -27,26 +27,8 @@ from molmoact2_ros.policy.rtc import RTCOptions
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0
 """Between attempts to connect; each pause is twice the one before."""
 
-
-@dataclass(frozen=True)
-class RemoteOptions:
-    """How a server is spoken to.
-
-    Attributes:
-        token_file: what it asks for; empty: nothing.
-        jpeg_quality: of the pictures, 1 to 100; 0: as they are, nine to fifteen times as large.
-        deadline_s: an answer that takes longer is no longer waited for.
-    """
-
-    token_file: str = ""
-    jpeg_quality: int = 90
-    deadline_s: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must be 1 to 100, or 0 for raw pictures, got {self.jpeg_quality}")
-        if not self.deadline_s > 0.0:
-            raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
+FIRST_CALL_S = 30.0
+"""For the first call: the server may have to prepare for pictures of this size."""
 
 
 class RemotePolicy:
@@ -85,7 +67,8 @@ class RemotePolicy:
         self._reset = True
         self._latency_s: float | None = None
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
-        self._lost: str | None = None
+        self._lost = ""
+        self._deadline_s = FIRST_CALL_S
         self.bytes_sent = 0
         """Of the pictures of the last call."""
         self._link: Link | None = open_link(address, self._token, options.deadline_s)
@@ -117,7 +100,7 @@ class RemotePolicy:
         encoded = time.perf_counter()
         link = self._connected()
         try:
-            answer = link.call(message, self._options.deadline_s)
+            answer = link.call(message, self._deadline_s)
             prediction = self._prediction(answer, observation)
         except RemoteError as error:
             self._drop(str(error))
@@ -125,7 +108,7 @@ class RemotePolicy:
                 raise UnendedSequenceError(str(error)) from error
             raise
         done = time.perf_counter()
-        self._reset = False
+        self._reset, self._deadline_s = False, self._options.deadline_s
         self._latency_s = (self._now_ns() - observation.stamp_ns) * 1e-9
         server = answer.get("server_timing")
         said = server.items() if isinstance(server, Mapping) else ()
@@ -171,7 +154,7 @@ class RemotePolicy:
             return self._link
         now = self._monotonic()
         if now < self._not_before:
-            raise RemoteError(f"{self._lost}; next attempt in {self._not_before - now:.1f} s")
+            raise RemoteError(self._lost or "not connected")
         try:
             link = open_link(self._address, self._token, self._options.deadline_s)
         except RemoteError as error:
