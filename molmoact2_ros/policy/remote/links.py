@@ -94,8 +94,7 @@ class WebsocketLink:
                 max_size=MOST_ANSWER,
                 additional_headers=headers,
                 proxy=None,
-                legacy=True,
-            )
+            ).__enter__()
         except InvalidStatus as error:
             raise RemoteError(_refused(address, error.response.status_code)) from error
         except (OSError, WebSocketException) as error:

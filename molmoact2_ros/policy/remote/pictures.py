@@ -37,7 +37,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             check_size(picture.height, picture.width)
             if picture.mode not in ("RGB", "L"):
                 raise PictureError(f"a picture must be RGB or grey, got mode {picture.mode}")
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))
     except PictureError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -67,4 +67,5 @@ def checked(value: object) -> NDArray[np.uint8]:
         found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
         raise PictureError(f"expected RGB uint8 (height, width, 3), got {found}")
     check_size(value.shape[0], value.shape[1])
-    return value
+    # What came from the wire is read-only, which torch does not take.
+    return value if value.flags.writeable else value.copy()
