@@ -49,7 +49,9 @@ def observe(seed: int, step: int = 0, stamp_ns: int = 0, task: str = TASK) -> Ob
     stamp_ns = stamp_ns or (10 + step) * SECOND // 10
     joints = ROBOT.rest_position + 0.01 * step + 0.02 * seed
     stamps = {"front": stamp_ns, "wrist": stamp_ns + 5}
-    return Observation({"front": scene(seed, step), "wrist": scene(seed + 50, step)}, stamps, joints, stamp_ns + 9, task)
+    return Observation(
+        {"front": scene(seed, step), "wrist": scene(seed + 50, step)}, stamps, joints, stamp_ns + 9, task
+    )
 
 
 def state_of(observation: Observation) -> np.ndarray:

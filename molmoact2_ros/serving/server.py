@@ -157,6 +157,9 @@ class Serving:
         except (WireError, RequestError) as error:
             need = wanted(self._sessions.checkpoint, self._sessions.robot)
             raise _RefusedError(400, _line(f"{error} (needed: {need})")) from error
+        except Exception as error:  # nothing that is sent may end a connection without a word
+            self._log(f"a message that could not be read: {error!r}")
+            raise _RefusedError(400, _line(f"the message cannot be read: {error!r}")) from error
         decoded = time.perf_counter() - begun
         name = f"session {call.session}" if call.session else connection
         try:

@@ -41,7 +41,7 @@ def quiet_checkpoint(folder: Path) -> Path:
 
 
 class Robot:
-    """The cell without its policy: arm and executor of `FaultCell`, cameras, and what the policy node says of itself."""
+    """The cell but for its policy: `FaultCell` and cameras; and what the policy node says of itself."""
 
     def __init__(self, companion: Companion) -> None:
         self.cell, node = FaultCell(companion), companion.node
@@ -142,7 +142,12 @@ def test_a_server_that_goes_and_comes_back(sessions: Sessions, tmp_path: Path) -
 
 
 def test_what_only_the_server_can_do_is_refused(tmp_path: Path) -> None:
-    parameters = {"backend": "remote:ws://127.0.0.1:9", "checkpoint": "so101_cell", "device": "cpu", "depth.mode": "full"}
+    parameters = {
+        "backend": "remote:ws://127.0.0.1:9",
+        "checkpoint": "so101_cell",
+        "device": "cpu",
+        "depth.mode": "full",
+    }
     with NodeProcess("molmoact2_ros.nodes.policy_node", ros_arguments(parameters), tmp_path / "log") as policy:
         wait_until(lambda: policy.popen.poll() is not None, "its end", START_S)
         assert policy.popen.returncode != 0

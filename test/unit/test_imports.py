@@ -172,5 +172,13 @@ def test_the_command_line_shows_its_help_without_loading_anything_heavy():
     assert not loaded(code) & (HEAVY | {"rclpy", "numpy", "rich"})
 
 
+def test_a_policy_on_another_machine_loads_no_model_here():
+    """The robot's computer has none of it (requirements/robot.txt); test_remote_policy_node runs it without."""
+    modules = [module for module in KNOWN if module.startswith("molmoact2_ros.policy.remote")]
+    code = "\n".join(f"import {module}" for module in ("molmoact2_ros.nodes.policy_node", *modules))
+    assert len(modules) > 4
+    assert not loaded(code) & (HEAVY | {"safetensors", "tokenizers", "huggingface_hub", "fastapi", "uvicorn"})
+
+
 def test_the_control_process_loads_neither_torch_nor_lerobot():
     assert not loaded("import molmoact2_ros.nodes.executor_node") & HEAVY

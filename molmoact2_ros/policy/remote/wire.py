@@ -18,12 +18,13 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_PARTS = 20_000
+MOST_PARTS = 5000
 """Values in one message, pictures counting as one."""
 MOST_CONTAINERS = 1000
 MOST_ENTRIES = 1024
 """Of one list or dictionary in msgpack."""
 MOST_DIMENSIONS = 4
+LONGEST_NUMBER = 20
 
 _PLAIN = re.compile(r"[<>|=]?[buif][1248]")
 """Types of numbers that may come; everything else could hold objects or names."""
@@ -157,7 +158,7 @@ def loads(body: bytes) -> dict[str, Any]:
             f"{parts} values in one message, at most {MOST_PARTS} are taken; send arrays in json_numpy's form"
         )
     try:
-        message = json.loads(body, object_hook=_json_dictionary)
+        message = json.loads(body, object_hook=_json_dictionary, parse_int=_whole)
     except WireError:
         raise
     except (ValueError, RecursionError) as error:
@@ -177,6 +178,13 @@ def base64_bytes(text: object) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"no base64 text: {error}") from error
+
+
+def _whole(digits: str) -> int:
+    # As long as msgpack's at most: a longer one would have no float.
+    if len(digits) > LONGEST_NUMBER:
+        raise WireError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _json_dictionary(found: dict[str, Any]) -> Any:
