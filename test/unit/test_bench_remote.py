@@ -1,4 +1,4 @@
-"""The benchmark of the policy server: a run at small size writes its page, and the slow network is as slow as it says."""
+"""The benchmark of the policy server: a small run writes its page, and the slow network is as slow as it says."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def render(figures: Figures) -> str:
         ["## One call"],
         _text(
             f"The local policy: {usual[0]:.1f} ms (median), {usual[1]:.1f} ms (p90). What a call takes beyond the "
-            "model is the packing of pictures on the robot's side, the way there and back, unpacking, and waiting for the "
-            f"worker; the target was {TARGET_MS:g} ms with JPEG."
+            "model is the packing of pictures on the robot's side, the way there and back, unpacking, and waiting for "
+            f"the worker; the target was {TARGET_MS:g} ms with JPEG."
         ),
         _ways(figures, usual[0]),
         ["## Slower networks"],
