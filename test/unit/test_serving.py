@@ -25,12 +25,15 @@ from PIL import Image
 from policy_server import ROBOT, SECOND, TASK, local_policy, make_checkpoint, observe, served, server, state_of
 from websockets.exceptions import InvalidStatus
 
+from molmoact2_ros.embodiments import ModelFrame, embodiment
 from molmoact2_ros.policy import Observation, Prediction, RemoteOptions, RTCOptions
 from molmoact2_ros.policy.model_policy import ModelPolicy
+from molmoact2_ros.policy.remote.description import RemoteCheckpoint
 from molmoact2_ros.policy.remote.links import RemoteError
 from molmoact2_ros.policy.remote.pictures import decode, encode
 from molmoact2_ros.policy.remote.policy import RemotePolicy
 from molmoact2_ros.serving.access import check_exposure
+from molmoact2_ros.serving.observations import RequestError, read_call
 from molmoact2_ros.serving.running import PolicyServer
 from molmoact2_ros.serving.sessions import Sessions
 from molmoact2_ros.serving.turns import BusyError, Turns
@@ -309,3 +312,46 @@ def test_what_the_model_refuses_ends_no_server(running: PolicyServer) -> None:
     assert answer.status_code == 400 and "is empty" in json.loads(answer.text)["error"]
     assert "\n" not in json.loads(answer.text)["error"]
     assert ask(running, {"images": seen.images, "state": state_of(seen), "instruction": TASK}).status_code == 200
+
+
+NAMES = {
+    "Ai2, DROID": ("franka", {"external_cam": "exterior", "wrist_cam": "wrist"}),
+    "openpi, DROID": (
+        "franka",
+        {"observation/exterior_image_1_left": "exterior", "observation/wrist_image_left": "wrist"},
+    ),
+    "lerobot": ("so101", {"observation.images.front": "front", "observation.images.wrist": "wrist"}),
+    "Ai2, YAM": ("yam", {"top_cam": "top", "left_cam": "left", "right_cam": "right"}),
+    "openpi, ALOHA": ("yam", {"cam_high": "top", "cam_left_wrist": "left", "cam_right_wrist": "right"}),
+}
+
+
+@pytest.mark.parametrize("whose", NAMES)
+def test_cameras_and_states_as_others_call_them(whose: str) -> None:
+    name, names = NAMES[whose]
+    robot = embodiment(name)
+    found = RemoteCheckpoint(
+        name="x",
+        layout="x",
+        norm_tag=robot.norm_tag,
+        cameras=robot.camera_names,
+        metadata={},
+        frame=ModelFrame.TRAINING,
+        horizon=robot.horizon,
+        rate_hz=robot.rate_hz,
+        depth_side=None,
+    )
+    pictures = {theirs: np.full((9, 12, 3), number, np.uint8) for number, theirs in enumerate(names)}
+    state = robot.model_from_joints(robot.rest_position).astype(np.float32)
+    parts: dict[str, Any] = {"state": state}
+    if whose == "openpi, DROID":
+        parts = {"observation/joint_position": state[:7], "observation/gripper_position": state[7:]}
+    nested = {"images": pictures} if whose == "openpi, ALOHA" else pictures
+    call = read_call({**nested, **parts, "prompt": TASK}, found, robot, 7)
+    assert call.observation is not None and call.observation.stamp_ns == 7
+    assert {ours: int(image[0, 0, 0]) for ours, image in call.observation.images.items()} == {
+        ours: number for number, ours in enumerate(names.values())
+    }
+    np.testing.assert_allclose(call.observation.joints, robot.rest_position, atol=1e-6)
+    with pytest.raises(RequestError, match="of no camera"):
+        read_call({**nested, "ceiling_cam": pictures[next(iter(names))], **parts, "prompt": TASK}, found, robot, 7)
