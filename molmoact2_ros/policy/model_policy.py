@@ -38,6 +38,10 @@ class Model(Protocol):
 
     episode: Any
 
+    @property
+    def guidable(self) -> bool:
+        """Whether a prefix can guide it."""
+
     def predict(
         self,
         images: list[NDArray[np.uint8]],
@@ -101,7 +105,13 @@ class ModelPolicy:
 
     def beside(self, *, seed: int, rtc: RTCOptions, max_gap_s: float, log: Callable[[str], None]) -> Self:
         """A policy with the same weights and an episode of its own, for another robot; see `open_policy` for the
-        arguments. One of them infers at a time."""
+        arguments. One of them infers at a time.
+
+        Raises:
+            ValueError: `rtc` is asked for, and the model cannot be guided.
+        """
+        if rtc.enabled and not self._model.guidable:
+            raise ValueError("rtc guides the flow, which this model or its action mode has not; switch rtc.enabled off")
         other = copy.copy(self)
         other._begin(seed, rtc, max_gap_s, log)
         return other

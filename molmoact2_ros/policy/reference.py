@@ -231,6 +231,8 @@ class ReferenceModel:
             updated = np.ones(cells, bool) if depth_cache is None else updated_cells(images[0], depth_cache, cells)
         return Answer(actions, bins, updated, output.depth_cache, self.clock.milliseconds(), self.clock.forwards)
 
+    guidable = False
+
     def new_episode(self) -> object:
         """An episode's beginning; the reference keeps nothing of its own."""
         return None

@@ -114,6 +114,11 @@ class StagedModel:
         self.episode = self.new_episode()
         self._prefix: _Prefix | None = None
 
+    @property
+    def guidable(self) -> bool:
+        """Whether a prefix can guide it: action tokens cannot be."""
+        return self._discrete is None
+
     def new_episode(self) -> Drafts:
         """An episode's beginning: no draft, nothing learnt about drafts."""
         return Drafts(Acceptance(self.options.redraft))

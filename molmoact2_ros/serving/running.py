@@ -70,6 +70,8 @@ class PolicyServer:
                 proxy_headers=False,
                 server_header=False,
                 limit_concurrency=MOST_CONNECTIONS,
+                # A client that keeps its connection keeps its session, also from one episode to the next.
+                timeout_keep_alive=30,
                 timeout_graceful_shutdown=2,
             )
         )

@@ -169,6 +169,7 @@ def open_served(
     cameras: tuple[str, ...] = (),
     action_mode: str = "continuous",
     depth_mode: str = "adaptive",
+    backend: str = "auto",
     log: Callable[[str], None],
     **how: Any,
 ) -> ModelPolicy:
@@ -176,22 +177,32 @@ def open_served(
 
     Args:
         checkpoint: empty: the simulated cell's own. norm_tag: empty: the robot's.
-        how: backend, device, dtype and threads.
+        how: device, dtype and threads.
 
     Raises:
         CheckpointError, ValueError: as `open_policy` has them.
     """
+    own = bundled_checkpoint(robot.family)
+    if not checkpoint and not (own / "config.json").is_file():
+        raise ValueError(
+            f"there is no trained checkpoint of the simulated {robot.name} cell; name one with --checkpoint (molmoact2 "
+            "models lists the public ones)"
+        )
+    if backend.startswith("remote:"):
+        raise ValueError(
+            f"--backend {backend}: a server runs its model on this machine; use auto, torch, onnxruntime ..."
+        )
     policy = open_policy(
-        checkpoint or str(bundled_checkpoint(robot.family)),
+        checkpoint or str(own),
         robot,
         norm_tag or robot.norm_tag,
         choices=Choices(cameras=cameras, base=base, joint_frame=joint_frame),
         options=InferenceOptions(action_mode=action_mode, depth_mode=depth_mode),
+        backend=backend,
         log=log,
         **how,
     )
-    if not isinstance(policy, ModelPolicy):
-        raise ValueError("only a policy that runs on this machine can be served")
+    assert isinstance(policy, ModelPolicy)
     return policy
 
 

@@ -26,7 +26,7 @@ from policy_server import ROBOT, SECOND, TASK, local_policy, make_checkpoint, ob
 from websockets.exceptions import InvalidStatus
 
 from molmoact2_ros.embodiments import ModelFrame, embodiment
-from molmoact2_ros.policy import Observation, Prediction, RemoteOptions, RTCOptions
+from molmoact2_ros.policy import Observation, Prediction, RemoteOptions, RTCOptions, open_policy
 from molmoact2_ros.policy.model_policy import ModelPolicy
 from molmoact2_ros.policy.remote.description import RemoteCheckpoint
 from molmoact2_ros.policy.remote.links import RemoteError
@@ -355,3 +355,18 @@ def test_cameras_and_states_as_others_call_them(whose: str) -> None:
     np.testing.assert_allclose(call.observation.joints, robot.rest_position, atol=1e-6)
     with pytest.raises(RequestError, match="of no camera"):
         read_call({**nested, "ceiling_cam": pictures[next(iter(names))], **parts, "prompt": TASK}, found, robot, 7)
+
+
+def test_guidance_that_the_server_cannot_give_is_refused(directory: Path) -> None:
+    reference = open_policy(directory, ROBOT, ROBOT.norm_tag, backend="reference", device="cpu", threads=1)
+    assert isinstance(reference, ModelPolicy)
+    kept = Sessions(reference, ROBOT)
+    with server(kept) as made:
+        there = client(made)
+        assert there.infer(observe(1)).chunk_model.shape == (30, 6)
+        there.close()
+        guided = client(made, rtc=RTC)
+        with pytest.raises(RemoteError, match=r"rtc\.enabled off"):
+            guided.infer(observe(1))
+        guided.close()
+    kept.close()
