@@ -370,3 +370,15 @@ def test_guidance_that_the_server_cannot_give_is_refused(directory: Path) -> Non
             guided.infer(observe(1))
         guided.close()
     kept.close()
+
+
+def test_each_policy_beside_another_keeps_its_own_draft(shared: ModelPolicy) -> None:
+    one, other = local(shared), local(shared)
+    for step in range(2):
+        for policy, robot in ((one, 1), (other, 2)):
+            found = policy.infer(observe(robot, step))
+            assert found.depth_codes is not None
+            assert policy._episode.draft == found.depth_codes.reshape(-1).tolist()
+    kept = one._episode
+    other.reset()
+    assert one._episode is kept and other._episode.draft is None
