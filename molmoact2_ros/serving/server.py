@@ -10,10 +10,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 
+from molmoact2_ros.policy import Prediction
 from molmoact2_ros.policy.remote.description import describe
 from molmoact2_ros.policy.remote.wire import WireError, dumps, loads, pack, unpack
 from molmoact2_ros.serving.access import Access
@@ -147,25 +149,27 @@ class Serving:
 
     async def _answer(self, body: bytes, decode: Callable[[bytes], dict[str, Any]], connection: str) -> dict[str, Any]:
         begun, arrival_ns = time.perf_counter(), self._now_ns()
+        checkpoint, robot, steps = self._sessions.checkpoint, self._sessions.robot, self._sessions.steps
 
-        def read() -> Call:
-            checkpoint = self._sessions.checkpoint
-            return read_call(decode(body), checkpoint, self._sessions.robot, arrival_ns, self._sessions.steps)
+        def ask() -> tuple[Call, float, Future[tuple[Prediction | None, float, float]]]:
+            # From here straight to the worker: the event loop may be busy with others.
+            call = read_call(decode(body), checkpoint, robot, arrival_ns, steps)
+            decoded = time.perf_counter() - begun
+            return call, decoded, self._sessions.ask(f"session {call.session}" if call.session else connection, call)
 
         try:
-            call = await asyncio.to_thread(read)
+            call, decoded, asked = await asyncio.to_thread(ask)
         except (WireError, RequestError) as error:
-            need = wanted(self._sessions.checkpoint, self._sessions.robot)
-            raise _RefusedError(400, _line(f"{error} (needed: {need})")) from error
+            raise _RefusedError(400, _line(f"{error} (needed: {wanted(checkpoint, robot)})")) from error
+        except BusyError as error:
+            raise _RefusedError(429, str(error)) from error
+        except ValueError as error:
+            raise _RefusedError(400, _line(str(error))) from error
         except Exception as error:  # nothing that is sent may end a connection without a word
             self._log(f"a message that could not be read: {error!r}")
             raise _RefusedError(400, _line(f"the message cannot be read: {error!r}")) from error
-        decoded = time.perf_counter() - begun
-        name = f"session {call.session}" if call.session else connection
         try:
-            prediction, waited_ms, took_ms = await asyncio.wrap_future(self._sessions.ask(name, call))
-        except BusyError as error:
-            raise _RefusedError(429, str(error)) from error
+            prediction, waited_ms, took_ms = await asyncio.wrap_future(asked)
         except ValueError as error:
             raise _RefusedError(400, _line(str(error))) from error
         except Exception as error:  # the others are served on

@@ -55,7 +55,8 @@ class SlowNetwork:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(self._one_way(reader, far_writer), self._one_way(far_reader, writer))
+        ways = self._one_way(reader, far_writer), self._one_way(far_reader, writer)
+        await asyncio.gather(*ways, return_exceptions=True)
 
     async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A byte leaves when those before it have left and its own time on the wire is over, and arrives a delay later:
