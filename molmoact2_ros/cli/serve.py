@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from contextlib import suppress
 
 from molmoact2_ros.cli.arguments import OK, Commands, UsageError
 
-NEEDED = ("fastapi", "uvicorn", "websockets", "msgpack", "prometheus_client", "PIL")
+NEEDED = ("fastapi", "uvicorn", "websockets", "msgpack", "prometheus_client", "PIL", "cv2")
 
 
 def add(commands: Commands) -> None:
@@ -45,10 +46,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("--idle and --message-mb must be above 0, --port a port number")
     from molmoact2_ros.embodiments import embodiment
     from molmoact2_ros.policy.remote.links import read_token
+    from molmoact2_ros.policy.remote.pictures import MOST_PIXELS
     from molmoact2_ros.serving.access import check_exposure
     from molmoact2_ros.serving.running import PolicyServer, ServeOptions
     from molmoact2_ros.serving.sessions import Sessions, open_served
 
+    # OpenCV reads it once: whatever a picture's header says, it takes no more memory than the largest that is taken.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
     # Before the model is read, which takes minutes.
     check_exposure(arguments.host, read_token(arguments.token_file), arguments.insecure)
     robot = embodiment(arguments.robot)

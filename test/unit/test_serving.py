@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from PIL import Image
-from policy_server import ROBOT, SECOND, TASK, local_policy, make_checkpoint, observe, served, server, state_of
+from policy_server import ROBOT, SECOND, TASK, local_policy, make_checkpoint, observe, picture, served, server, state_of
 from websockets.exceptions import InvalidStatus
 
 from molmoact2_ros.embodiments import ModelFrame, embodiment
@@ -382,3 +382,15 @@ def test_each_policy_beside_another_keeps_its_own_draft(shared: ModelPolicy) -> 
     kept = one._episode
     other.reset()
     assert one._episode is kept and other._episode.draft is None
+
+
+def test_jpeg_is_what_every_client_means_by_it() -> None:
+    image = np.asarray(Image.fromarray(picture(3)[:6, :8]).resize((320, 240)))
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=90)
+    for data in (out.getvalue(), encode(image, 90)):
+        np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
+    assert np.abs(decode(encode(image, 90)).astype(int) - image).mean() < 2.0
+    grey = io.BytesIO()
+    Image.fromarray(image[:, :, 0]).save(grey, "JPEG")
+    assert decode(grey.getvalue()).shape == (240, 320, 3)

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 MOST_SIDE = 4096
 LEAST_SIDE = 8
 MOST_PIXELS = 4_000_000
 """Of one picture; 1920 x 1200 has 2.3 million."""
+END_OF_JPEG = b"\xff\xd9"
 
 
 class PictureError(ValueError):
@@ -20,9 +20,12 @@ class PictureError(ValueError):
 
 def encode(image: NDArray[np.uint8], quality: int) -> bytes:
     """RGB uint8 (height, width, 3) as JPEG of `quality` 1 to 100."""
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "JPEG", quality=quality)
-    return out.getvalue()
+    import cv2
+
+    done, packed = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise PictureError(f"a picture of {image.dtype} {image.shape} cannot be packed as JPEG")
+    return packed.tobytes()
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -31,17 +34,37 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     Raises:
         PictureError: it is none, damaged, or too large.
     """
+    from PIL import Image
+
     try:
         # Reads the header alone.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             check_size(picture.height, picture.width)
             if picture.mode not in ("RGB", "L"):
                 raise PictureError(f"a picture must be RGB or grey, got mode {picture.mode}")
-            return np.array(picture.convert("RGB"))
+            if picture.format == "PNG":
+                return np.array(picture.convert("RGB"))
+            return _jpeg(data, (picture.height, picture.width, 3))
     except PictureError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{len(data)} bytes are no JPEG or PNG picture: {error}") from error
+
+
+def _jpeg(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The JPEG in `data`, by OpenCV: two thirds of the time."""
+    import cv2
+
+    if not data.rstrip(b"\0").endswith(END_OF_JPEG):
+        # It would be filled up with grey.
+        raise PictureError(f"{len(data)} bytes are no JPEG or PNG picture: it breaks off")
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise PictureError(f"{len(data)} bytes are no JPEG or PNG picture: {error}") from error
+    if found is None or found.shape != shape:
+        raise PictureError(f"{len(data)} bytes are no JPEG or PNG picture")
+    return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def check_size(height: int, width: int) -> None:
