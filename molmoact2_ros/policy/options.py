@@ -68,7 +68,7 @@ class RemoteOptions:
 
     Attributes:
         token_file: what it asks for; empty: nothing.
-        jpeg_quality: of the pictures, 1 to 100; 0: as they are, nine to fifteen times as large.
+        jpeg_quality: of the pictures, 1 to 100; 0: as they are, about twenty times as large.
         deadline_s: an answer that takes longer is no longer waited for.
     """
 

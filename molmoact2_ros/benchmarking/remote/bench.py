@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -26,8 +25,8 @@ from molmoact2_ros.benchmarking.remote.calls import (
     drive,
     observation,
 )
-from molmoact2_ros.benchmarking.remote.install import Installed, measure
-from molmoact2_ros.benchmarking.remote.report import render
+from molmoact2_ros.benchmarking.remote.install import measure
+from molmoact2_ros.benchmarking.remote.report import Figures, render
 from molmoact2_ros.benchmarking.remote.slow_network import SlowNetwork
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.policy import open_policy
@@ -46,30 +45,6 @@ NETWORKS = {
 }
 CLIENTS = (1, 2, 4)
 WARM_UP = 5
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What was measured.
-
-    Attributes:
-        local: ms of the policy in this process. ways: by way. bytes: of the pictures of a call, by way.
-        networks: median ms of a call beyond the model by network, with JPEG and raw.
-        clients: of each number of clients their calls. seconds: how long each number was served.
-        stolen: share of processor time that a hypervisor took meanwhile.
-        load: of the machine in the minute before.
-    """
-
-    local: np.ndarray
-    ways: dict[str, Took]
-    bytes: dict[str, int]
-    networks: dict[str, tuple[float, float]]
-    clients: dict[int, list[Took]]
-    seconds: float
-    install: Installed | None
-    rounds: int
-    stolen: float
-    load: float
 
 
 def bench_remote(page: Path, rounds: int, seconds: float, seed: int, install: bool) -> tuple[Path, Figures]:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from molmoact2_ros.benchmarking.machine import machine
-from molmoact2_ros.benchmarking.remote.calls import NOISE, SIZE, middle
-
-if TYPE_CHECKING:
-    from molmoact2_ros.benchmarking.remote.bench import Figures
+from molmoact2_ros.benchmarking.remote.calls import NOISE, SIZE, Took, middle
+from molmoact2_ros.benchmarking.remote.install import Installed
 
 TARGET_MS = 6.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured.
+
+    Attributes:
+        local: ms of the policy in this process. ways: by way. bytes: of the pictures of a call, by way.
+        networks: median ms of a call beyond the model by network, with JPEG and raw.
+        clients: of each number of clients their calls. seconds: how long each number was served.
+        stolen: share of processor time that a hypervisor took meanwhile.
+        load: of the machine in the minute before.
+    """
+
+    local: np.ndarray
+    ways: dict[str, Took]
+    bytes: dict[str, int]
+    networks: dict[str, tuple[float, float]]
+    clients: dict[int, list[Took]]
+    seconds: float
+    install: Installed | None
+    rounds: int
+    stolen: float
+    load: float
 
 
 def render(figures: Figures) -> str:

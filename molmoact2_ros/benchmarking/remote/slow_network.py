@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -56,7 +57,8 @@ class SlowNetwork:
             writer.close()
             return
         ways = self._one_way(reader, far_writer), self._one_way(far_reader, writer)
-        await asyncio.gather(*ways, return_exceptions=True)
+        with suppress(asyncio.CancelledError):  # the end of the network
+            await asyncio.gather(*ways)
 
     async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A byte leaves when those before it have left and its own time on the wire is over, and arrives a delay later:

@@ -34,7 +34,7 @@ PARAMETERS = (
         "backend", "auto", f"What runs the model: {', '.join(BACKENDS)}; or remote:ws://host:port, remote:http://."
     ),
     Parameter("remote.token_file", "", "remote: file with the token that the server asks for; empty: none."),
-    Parameter("remote.jpeg_quality", 90, "remote: of the pictures sent; 0: as they are, ten times as large.", 0, 100),
+    Parameter("remote.jpeg_quality", 90, "remote: of the pictures sent; 0: as they are, 20 times as large.", 0, 100),
     Parameter("remote.deadline_s", 2.0, "remote: an answer that takes longer is no longer waited for, s.", 0.05, 60.0),
     Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
     Parameter("dtype", "auto", "auto (float32 on a CPU, mixed on a GPU), float32, bfloat16, float16 or mixed."),
