@@ -91,7 +91,7 @@ class Sessions:
         Raises:
             BusyError: too many sessions, or too many calls of this one.
         """
-        session = self._session(name, call.settings or self._settings)
+        session = self._session(name, call.settings)
         begun = time.perf_counter()
 
         def answer() -> tuple[Prediction | None, float, float]:
@@ -133,10 +133,11 @@ class Sessions:
         """End the worker after its present call."""
         self._turns.close()
 
-    def _session(self, name: str, settings: Settings) -> _Session:
+    def _session(self, name: str, settings: Settings | None) -> _Session:
         self.sweep()
         with self._lock:
             session = self._open.get(name)
+            settings = settings or (self._settings if session is None else session.settings)
             if session is None or session.settings != settings:
                 if session is None and len(self._open) >= MOST_SESSIONS:
                     self._make_room()
