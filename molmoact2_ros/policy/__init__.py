@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from pathlib import Path
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.policy.checkpoint import Checkpoint, CheckpointError, Choices, open_checkpoint
 from molmoact2_ros.policy.interface import Observation, Policy, Prediction
-from molmoact2_ros.policy.options import MAX_GAP_S, InferenceOptions, RemoteOptions
+from molmoact2_ros.policy.options import MAX_GAP_S, BackendMissingError, InferenceOptions, RemoteOptions
 from molmoact2_ros.policy.rtc import RTCOptions
 
 BACKENDS = ("auto", "torch", "onnxruntime", "tensorrt", "reference")
 """torch, onnxruntime, tensorrt: the reference's weights in stages, with the same codes and actions; reference: its own
 `predict_action`; auto: onnxruntime on a CPU where the checkpoint is compiled for it, else torch (docs/backends.md).
 And `remote:` with an address: another machine's (docs/remote.md)."""
+REMOTE_NEEDS = ("msgpack", "websockets", "httpx", "cv2")
 
 
 def open_policy(
@@ -70,6 +72,11 @@ def open_policy(
         RemoteError: the other machine does not answer.
     """
     if backend.startswith("remote:"):
+        missing = [name for name in REMOTE_NEEDS if importlib.util.find_spec(name) is None]
+        if missing:
+            raise BackendMissingError(
+                f"backend remote needs {', '.join(missing)}: pip install -r requirements/robot.txt"
+            )
         from molmoact2_ros.policy.remote.opening import open_remote
 
         return open_remote(

@@ -6,6 +6,7 @@ attempts to connect wait longer each time; a server that runs another checkpoint
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -250,6 +251,13 @@ def test_what_does_not_fit_the_cell_is_refused(directory: Path) -> None:
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ValueError, match="a policy server is ws://host:port"):
         open_policy("", ROBOT, "", backend=address)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "msgpack" else known(name))
+    with pytest.raises(ValueError, match=r"needs msgpack: pip install -r requirements/robot\.txt"):
+        open_policy("", ROBOT, "", backend="remote:ws://127.0.0.1:9")
 
 
 def test_nobody_there() -> None:
