@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from starlette.requests import ClientDisconnect
 
 from molmoact2_ros.policy import Prediction
 from molmoact2_ros.policy.remote.description import describe
@@ -105,11 +106,14 @@ class Serving:
                 413, f"a message of {said[:20]} bytes, at most {self._most} are taken; send JPEG pictures"
             )
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._most:
-                raise _RefusedError(413, f"a message of over {self._most} bytes; send JPEG pictures")
-            parts.append(part)
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > self._most:
+                    raise _RefusedError(413, f"a message of over {self._most} bytes; send JPEG pictures")
+                parts.append(part)
+        except ClientDisconnect as error:
+            raise _RefusedError(400, "the message breaks off") from error
         return b"".join(parts)
 
     # -- websocket ----------------------------------------------------------------------------------------------------
