@@ -60,7 +60,9 @@ def bench_remote(page: Path, rounds: int, seconds: float, seed: int, install: bo
         networks = {name: _by_network(server.port, frames, *network) for name, network in NETWORKS.items()}
         clients = {count: _clients(server.port, frames, count, seconds) for count in CLIENTS}
     found = measure() if install else None
-    figures = Figures(local, ways, sent, networks, clients, seconds, found, rounds, stolen.share(), load)
+    figures = Figures(
+        local, ways, sent, networks, clients, seconds, found, rounds, stolen.share(), (load, os.getloadavg()[0])
+    )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render(figures))
     return page, figures

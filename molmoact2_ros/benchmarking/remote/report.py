@@ -24,7 +24,7 @@ class Figures:
         networks: median ms of a call beyond the model by network, with JPEG and raw.
         clients: of each number of clients their calls. seconds: how long each number was served.
         stolen: share of processor time that a hypervisor took meanwhile.
-        load: of the machine in the minute before.
+        load: of the machine in the minute before the run and in its last one.
     """
 
     local: np.ndarray
@@ -36,7 +36,7 @@ class Figures:
     install: Installed | None
     rounds: int
     stolen: float
-    load: float
+    load: tuple[float, float]
 
 
 def render(figures: Figures) -> str:
@@ -49,8 +49,8 @@ def render(figures: Figures) -> str:
             f"one machine, over loopback; two pictures of {SIZE[0]} x {SIZE[1]} (of the simulated cell, enlarged, with "
             f"noise of {NOISE:g} levels), the cell's checkpoint of 3.4 M parameters on one CPU thread. "
             f"{figures.rounds} rounds, in each of them one call by every way. A hypervisor took "
-            f"{100 * figures.stolen:.1f} % of the time, and the machine had {figures.load:.1f} processes waiting for "
-            "its cores when the run began."
+            f"{100 * figures.stolen:.1f} % of the time; the load of the machine was {figures.load[0]:.1f} when the run "
+            f"began and {figures.load[1]:.1f} when it ended (the run's own is about 1.5)."
         ),
         [f"- {name}: {value}" for name, value in machine().items()],
         ["## One call"],
