@@ -48,6 +48,8 @@ lint:
 lock:
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/test.in -o requirements/test.txt
+	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/serve.in -c requirements/test.txt -o requirements/serve.txt
+	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/robot.in -c requirements/test.txt -o requirements/robot.txt
 
 clean:
 	rm -rf build install log out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

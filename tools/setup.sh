@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make .venv/ with the exact pins of requirements/test.txt and this package, live from the source tree.
+# Make .venv/ with the exact pins of requirements/test.txt and clients.txt, and this package, live from the source tree.
 # Ends in milliseconds when all of it is current. An interrupted run is noticed by the next one and repaired.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ stamp=$venv/.molmoact2_stamp
 unfinished=$venv/.molmoact2_unfinished
 package=molmoact2_ros
 
-inputs="requirements/bootstrap.txt requirements/test.txt setup.py setup.cfg tools/setup.sh tools/graphics.sh"
+inputs="requirements/bootstrap.txt requirements/test.txt requirements/clients.txt setup.py setup.cfg tools/setup.sh tools/graphics.sh"
 wanted="$(cat $inputs | cksum) $PWD"
 current() {
     [ -f "$stamp" ] && [ ! -f "$unfinished" ] && [ -x "$venv/bin/python" ] && [ -x "$venv/bin/molmoact2" ] &&
@@ -79,12 +79,13 @@ index=${PIP_INDEX_URL:-$index}
 [ -z "$index" ] || [ -n "${UV_DEFAULT_INDEX:-}" ] || export UV_DEFAULT_INDEX="$index"
 with_uv() {
     [ -x "$venv/bin/uv" ] &&
-        "$venv/bin/uv" pip install --python "$run" $reinstall "$@" -r requirements/test.txt
+        "$venv/bin/uv" pip install --python "$run" $reinstall "$@" -r requirements/test.txt &&
+        "$venv/bin/uv" pip install --python "$run" $reinstall "$@" --no-deps -r requirements/clients.txt
 }
 # The second try is for networks whose certificate only the system knows.
 if ! with_uv && ! with_uv --system-certs; then
     say "uv could not install them; going on with pip, which is slower"
-    "$run" -m pip install ${reinstall:+--force-reinstall} --no-deps -r requirements/test.txt ||
+    "$run" -m pip install ${reinstall:+--force-reinstall} --no-deps -r requirements/test.txt -r requirements/clients.txt ||
         fail "the packages could not be installed (see above); is the package index reachable?"
 fi
 

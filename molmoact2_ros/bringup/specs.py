@@ -155,8 +155,10 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     cell = Cell(options)
     robot, node = cell.robot, cell.node
     named = options.checkpoint or str(cell.written("policy").get("checkpoint", ""))
-    check(replace(options, checkpoint=named))
-    checkpoint: dict[str, Value] = {"checkpoint": named or str(bundled_checkpoint(robot.family))}
+    # A policy on another machine has its checkpoint there.
+    remote = str(cell.written("policy").get("backend", "")).startswith("remote:")
+    check(replace(options, checkpoint=named or ("remote" if remote else "")))
+    checkpoint: dict[str, Value] = {} if remote else {"checkpoint": named or str(bundled_checkpoint(robot.family))}
     sources = camera_sources(options)
     cameras = list(sources or cell.written("camera").get("names", robot.camera_names))
     views: dict[str, Value] = {"cameras": cameras}

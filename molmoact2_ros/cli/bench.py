@@ -60,6 +60,17 @@ def add(commands: Commands) -> None:
     seams.add_argument("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
     seams.add_argument("--page", default="benchmarks/rtc.md", metavar="FILE", help="page to write (%(default)s)")
     seams.set_defaults(run=_rtc)
+    remote = benches.add_parser(
+        "remote", help="a policy server: over a local call, bytes, clients, networks, install size"
+    )
+    remote.add_argument("--rounds", type=int, default=100, metavar="N", help="calls by each way (%(default)s)")
+    remote.add_argument(
+        "--seconds", type=float, default=8.0, metavar="S", help="for each number of clients (%(default)s)"
+    )
+    remote.add_argument("--seed", type=int, default=1000, help="of the pictures (%(default)s)")
+    remote.add_argument("--no-install", action="store_true", help="leave out the size of the robot's packages")
+    remote.add_argument("--page", default="benchmarks/remote.md", metavar="FILE", help="page to write (%(default)s)")
+    remote.set_defaults(run=_remote)
     execution = benches.add_parser("execution", help="chunk playing against lerobot's, the command loop, the faults")
     execution.add_argument("--robot", default="", help="only this one (all)")
     execution.add_argument(
@@ -156,6 +167,18 @@ def _policy(arguments: argparse.Namespace) -> int:
     print(f"written: {shown(str(page))}")
     if arguments.json:
         print(json.dumps(result))
+    return OK
+
+
+def _remote(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.remote.bench import bench_remote
+
+    if arguments.rounds < 1 or not arguments.seconds > 0.0:
+        raise ValueError("--rounds must be at least 1, and --seconds above 0")
+    check_renderer()
+    install = not arguments.no_install
+    page, _ = bench_remote(Path(arguments.page), arguments.rounds, arguments.seconds, arguments.seed, install)
+    print(f"written: {shown(str(page))}")
     return OK
 
 

@@ -22,16 +22,10 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
-from molmoact2_ros.nodes.ros.policy_parameters import (
-    PARAMETERS,
-    checkpoint_choices,
-    inference_options,
-    request_options,
-    rtc_options,
-)
+from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, opened, request_options
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.nodes.ros.task_parameter import TaskParameter
-from molmoact2_ros.policy import Observation, Policy, Prediction, open_policy
+from molmoact2_ros.policy import Observation, Policy, Prediction
 from molmoact2_ros.policy.agreement import TrainedStates
 from molmoact2_ros.policy.inputs import Inputs, Problem, task_problem
 from molmoact2_ros.policy.interface import UnendedSequenceError
@@ -71,27 +65,12 @@ class PolicyNode(MolmoNode):
 
     def setup(self) -> None:
         self._robot: Embodiment = embodiment(self.param("robot"))
-        self._policy = open_policy(
-            self.param("checkpoint"),
-            self._robot,
-            self.param("norm_tag"),
-            backend=self.param("backend"),
-            device=self.param("device"),
-            dtype=self.param("dtype"),
-            threads=self.param("threads"),
-            seed=self.param("seed"),
-            choices=checkpoint_choices(self.param),
-            options=inference_options(self.param),
-            rtc=rtc_options(self.param),
-            max_gap_s=self.param("depth.max_gap_s"),
-            now_ns=self.now_ns,
-            log=self.get_logger().warning,
-        )
+        self._policy = opened(self.param, self._robot, self.now_ns, self.get_logger().warning)
         requests = request_options(self.param)
         used = tuple(dict.fromkeys(self._policy.checkpoint.cameras))
         self._warm_up(self._policy, used)
-        opened = self._policy.checkpoint
-        trained = TrainedStates(opened.metadata["state_stats"], self._robot, opened.frame)
+        found = self._policy.checkpoint
+        trained = TrainedStates(found.metadata["state_stats"], self._robot, found.frame)
         limits = self.param("camera_timeout_s"), self.param("state_timeout_s")
         self._inputs = Inputs(used, *limits, trained.problem, self.param("max_skew_s"))
         self._chunks = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
@@ -107,10 +86,10 @@ class PolicyNode(MolmoNode):
         self.every(0.1, self._watch, inactive=True)
         # The model holds the interpreter most of the time; the spinning thread must not wait long for its turn.
         sys.setswitchinterval(1e-3)
-        self._requests = Requests(requests, opened.horizon / opened.rate_hz)
-        depth = f"depth {opened.depth_side} x {opened.depth_side}" if opened.depth_side else "no depth reasoning"
-        shown = f"tag {opened.norm_tag}, pictures {', '.join(opened.cameras)}, {depth}"
-        self.get_logger().info(f"{opened.directory.name}: {opened.layout}, {shown}")
+        self._requests = Requests(requests, found.horizon / found.rate_hz)
+        depth = f"depth {found.depth_side} x {found.depth_side}" if found.depth_side else "no depth reasoning"
+        shown = f"tag {found.norm_tag}, pictures {', '.join(found.cameras)}, {depth}"
+        self.get_logger().info(f"{found.name}: {found.layout}, {shown}")
 
     def start(self) -> None:
         self._running = True
@@ -128,7 +107,9 @@ class PolicyNode(MolmoNode):
     def teardown(self) -> None:
         self.stop()
         self._task.close()
-        self._inputs = self._policy = None
+        policy, self._inputs, self._policy = self._policy, None, None
+        if policy is not None:
+            policy.close()
 
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         if self._inputs is None:

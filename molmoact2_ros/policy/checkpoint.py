@@ -94,6 +94,11 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def name(self) -> str:
+        """What to call it: the name of its directory."""
+        return self.directory.name
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file that decides what the model computes, from the directory or as whole paths."""
         found = {info.file for info in self.tensors.values()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.embodiments import ModelFrame
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,52 @@ class UnendedSequenceError(RuntimeError):
     """The model did not end a sequence of depth or action tokens: what it says of this image cannot be used."""
 
 
+class Description(Protocol):
+    """What a policy says of the checkpoint that it runs, here or on another machine; see `Checkpoint`."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+    @property
+    def layout(self) -> str:
+        """What kind of checkpoint it is, in words."""
+
+    @property
+    def norm_tag(self) -> str:
+        """The tag in use."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The camera of each picture of the prompt; the first is the depth image."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """In the words of `norm_stats.json`; `state_stats` at least."""
+
+    @property
+    def frame(self) -> ModelFrame:
+        """Which joint frame its vectors are in."""
+
+    @property
+    def horizon(self) -> int:
+        """Rows of a chunk."""
+
+    @property
+    def rate_hz(self) -> float:
+        """Rate of the rows."""
+
+    @property
+    def depth_side(self) -> int | None:
+        """Cells on a side of the depth grid, None without depth reasoning."""
+
+
 class Policy(Protocol):
     """What the policy node calls. Not thread-safe: one caller at a time."""
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        """What is being run: tag, cameras in the order of the prompt, horizon, depth grid."""
+    def checkpoint(self) -> Description:
+        """What is being run."""
 
     def infer(self, observation: Observation) -> Prediction:
         """Predict a chunk.
@@ -87,3 +127,6 @@ class Policy(Protocol):
 
     def reset(self) -> None:
         """Forget the episode: what was seen before no longer counts."""
+
+    def close(self) -> None:
+        """Give back what is open; it is not used again."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -29,7 +30,17 @@ DTYPES: dict[str, torch.dtype | WeightTypes] = {
 
 
 class Model(Protocol):
-    """What a backend's model offers."""
+    """What a backend's model offers.
+
+    Attributes:
+        episode: what it keeps of the present episode; whoever alternates between episodes sets it before a call.
+    """
+
+    episode: Any
+
+    @property
+    def guidable(self) -> bool:
+        """Whether a prefix can guide it."""
 
     def predict(
         self,
@@ -43,8 +54,8 @@ class Model(Protocol):
     ) -> Answer:
         """One call, guided by `bound`; a failed one leaves no trace."""
 
-    def reset(self) -> None:
-        """Begin an episode."""
+    def new_episode(self) -> Any:
+        """What it keeps of an episode that begins."""
 
 
 class ModelPolicy:
@@ -74,17 +85,36 @@ class ModelPolicy:
         where = _device(device)
         self._checkpoint = checkpoint
         self._robot = robot
-        self._log = log
         self._model = open_model(where, _dtype(dtype, where))
-        self._generator = torch.Generator(device=where).manual_seed(seed)
-        self._guide = ChunkGuide(rtc or RTCOptions(), checkpoint.rate_hz, _ranges(checkpoint, robot))
         self._now_ns = now_ns
+        self._tokens = added_tokens(checkpoint.processor)
+        self._device = where
+        self._begin(seed, rtc or RTCOptions(), max_gap_s, log)
+
+    def _begin(self, seed: int, rtc: RTCOptions, max_gap_s: float, log: Callable[[str], None]) -> None:
+        """Set all that is not shared with the policies beside this one."""
+        self._log = log
+        self._generator = torch.Generator(device=self._device).manual_seed(seed)
+        self._guide = ChunkGuide(rtc, self._checkpoint.rate_hz, _ranges(self._checkpoint, self._robot))
         self._max_gap_s = max_gap_s
+        self._episode = self._model.new_episode()
         self._cache: DepthCache | None = None
         self._cache_task = ""
         self._cache_stamp_ns = 0
         self._outside: tuple[str, ...] = ()
-        self._tokens = added_tokens(checkpoint.processor)
+
+    def beside(self, *, seed: int, rtc: RTCOptions, max_gap_s: float, log: Callable[[str], None]) -> Self:
+        """A policy with the same weights and an episode of its own, for another robot; see `open_policy` for the
+        arguments. One of them infers at a time.
+
+        Raises:
+            ValueError: `rtc` is asked for, and the model cannot be guided.
+        """
+        if rtc.enabled and not self._model.guidable:
+            raise ValueError("rtc guides the flow, which this model or its action mode has not; switch rtc.enabled off")
+        other = copy.copy(self)
+        other._begin(seed, rtc, max_gap_s, log)
+        return other
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -95,10 +125,18 @@ class ModelPolicy:
         """Begin an episode: the next call predicts every cell, and no chunk before it guides it."""
         self._cache = None
         self._guide.reset()
-        self._model.reset()
+        self._episode = self._model.new_episode()
 
-    def infer(self, observation: Observation) -> Prediction:
-        """Predict a chunk; see `Policy.infer`."""
+    def close(self) -> None:
+        """The model goes with the last policy that has it."""
+
+    def infer(self, observation: Observation, latency_s: float | None = None) -> Prediction:
+        """Predict a chunk; see `Policy.infer`.
+
+        Args:
+            latency_s: capture to chunk of the call before this one, s, where only the caller can know it; None: it is
+                measured here, up to the answer's end. A negative one is passed over.
+        """
         task = normalized_task(observation.task)
         if task and not self._checkpoint.normalize_language:
             task = observation.task
@@ -120,7 +158,10 @@ class ModelPolicy:
         state = self._robot.model_from_joints(joints, self._checkpoint.frame)
         self._report_outside(state)
         cache = self._usable_cache(task, images[0], observation)
+        if latency_s is not None:
+            self._guide.latencies.add(latency_s)
         bound = self._guide.prefix(observation.stamp_ns, task, self._checkpoint.horizon, state)
+        self._model.episode = self._episode
         answer = self._model.predict(images, task, state, depth_cache=cache, generator=self._generator, bound=bound)
         size = (self._checkpoint.horizon, self._robot.dof)
         if answer.actions.shape != size or not np.all(np.isfinite(answer.actions)):
@@ -132,8 +173,8 @@ class ModelPolicy:
         codes, updated = self._depth(answer)
         self._cache, self._cache_task = answer.depth_cache, task
         self._cache_stamp_ns = observation.stamp_ns
-        latency_s = (self._now_ns() - observation.stamp_ns) * 1e-9
-        self._guide.published(answer.actions, observation.stamp_ns, task, latency_s)
+        measured_s = None if latency_s is not None else (self._now_ns() - observation.stamp_ns) * 1e-9
+        self._guide.published(answer.actions, observation.stamp_ns, task, measured_s)
         return Prediction(
             stamp_ns=observation.stamp_ns,
             chunk_model=answer.actions,

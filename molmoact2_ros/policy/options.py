@@ -62,5 +62,26 @@ class InferenceOptions:
             raise ValueError(f"refresh_every must be 0 (never) or a number of calls, got {self.refresh_every}")
 
 
+@dataclass(frozen=True)
+class RemoteOptions:
+    """How a server is spoken to.
+
+    Attributes:
+        token_file: what it asks for; empty: nothing.
+        jpeg_quality: of the pictures, 1 to 100; 0: as they are, about twenty times as large.
+        deadline_s: an answer that takes longer is no longer waited for.
+    """
+
+    token_file: str = ""
+    jpeg_quality: int = 90
+    deadline_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be 1 to 100, or 0 for raw pictures, got {self.jpeg_quality}")
+        if not self.deadline_s > 0.0:
+            raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
+
+
 class BackendMissingError(ValueError):
     """A backend was asked for that is not installed here, or that this machine cannot run."""

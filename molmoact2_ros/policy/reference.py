@@ -186,6 +186,7 @@ class ReferenceModel:
         self.checkpoint = checkpoint
         self.clock = StageClock(device)
         self._room = steps_of(checkpoint)
+        self.episode: object = None
         self._hook()
 
     def predict(
@@ -230,8 +231,14 @@ class ReferenceModel:
             updated = np.ones(cells, bool) if depth_cache is None else updated_cells(images[0], depth_cache, cells)
         return Answer(actions, bins, updated, output.depth_cache, self.clock.milliseconds(), self.clock.forwards)
 
+    guidable = False
+
+    def new_episode(self) -> object:
+        """An episode's beginning; the reference keeps nothing of its own."""
+        return None
+
     def reset(self) -> None:
-        """Begin an episode; the reference keeps nothing of its own."""
+        """Begin an episode."""
 
     def _timed_processor(self, *args: Any, **kwargs: Any) -> Any:
         with self.clock.stage("preprocess"):

@@ -115,10 +115,12 @@ class ChunkGuide:
         self._last = None
         self.latencies.clear()
 
-    def published(self, actions: NDArray[np.float32], stamp_ns: int, task: str, latency_s: float) -> None:
-        """Keep the chunk `actions` (rows, dof), observed at `stamp_ns`, that took `latency_s` from then on."""
+    def published(self, actions: NDArray[np.float32], stamp_ns: int, task: str, latency_s: float | None) -> None:
+        """Keep the chunk `actions` (rows, dof), observed at `stamp_ns`, that took `latency_s` from then on; None where
+        whoever asked for it will tell."""
         self._last = actions, stamp_ns, task
-        self.latencies.add(latency_s)
+        if latency_s is not None:
+            self.latencies.add(latency_s)
 
     def prefix(self, stamp_ns: int, task: str, rows: int, state: NDArray[np.float64]) -> Prefix | None:
         """What binds a chunk of `rows` rows observed at `stamp_ns`, with the joints at `state` (dof,).

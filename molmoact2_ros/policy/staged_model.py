@@ -48,6 +48,16 @@ class _Prefix:
     usable: bool = False
 
 
+@dataclass
+class Drafts:
+    """What an episode has taught about its depth sequences: `draft` the codes (cells,) that the next call tries first,
+    `acceptance` how often drafts were right, and the calls since every cell was predicted anew."""
+
+    acceptance: Acceptance
+    draft: list[int] | None = None
+    calls_since_refresh: int = 0
+
+
 class StagedModel:
     """Answers like `ReferenceModel`, by stages.
 
@@ -56,9 +66,9 @@ class StagedModel:
 
     Invariant: rejected tokens are out of the store before the flow reads it; a failed call leaves no trace but time.
 
-    `sequence` holds the tokens of the last depth sequence, `corrections` how many drafts in it were wrong, `draft` the
-    codes (cells,) that the next call tries first, `acceptance` what was learnt about drafts in this episode; whatever
-    the two hold, the answer is the same.
+    `sequence` holds the tokens of the last depth sequence, `corrections` how many drafts in it were wrong. `episode` is
+    what the present episode has taught: whoever alternates between episodes sets it. Whatever its draft holds, the
+    answer is the same.
     """
 
     def __init__(
@@ -101,16 +111,21 @@ class StagedModel:
         usual = 0.0 if device.type == "cuda" else CPU_ROW_COST
         costs = (self.options.row_cost, self.stages.row_cost, usual)
         self._row_cost = next(cost for cost in costs if cost is not None)
-        self.acceptance = Acceptance(self.options.redraft)
-        self.draft: list[int] | None = None
+        self.episode = self.new_episode()
         self._prefix: _Prefix | None = None
-        self._calls_since_refresh = 0
+
+    @property
+    def guidable(self) -> bool:
+        """Whether a prefix can guide it: action tokens cannot be."""
+        return self._discrete is None
+
+    def new_episode(self) -> Drafts:
+        """An episode's beginning: no draft, nothing learnt about drafts."""
+        return Drafts(Acceptance(self.options.redraft))
 
     def reset(self) -> None:
-        """Begin an episode: no draft, nothing learnt about drafts. Kept features belong to identical images only."""
-        self.draft = None
-        self.acceptance = Acceptance(self.options.redraft)
-        self._calls_since_refresh = 0
+        """Begin an episode. Kept features belong to identical images only."""
+        self.episode = self.new_episode()
 
     def predict(
         self,
@@ -186,7 +201,11 @@ class StagedModel:
             before = see_again(cache["image"], None, side)
         now = see_again(image, before, side)
         every = self.options.refresh_every
-        if before is None or self.options.depth_mode == "full" or (every and self._calls_since_refresh + 1 >= every):
+        if (
+            before is None
+            or self.options.depth_mode == "full"
+            or (every and self.episode.calls_since_refresh + 1 >= every)
+        ):
             return now, np.ones(side * side, bool)
         return now, changed_cells(now, before)
 
@@ -224,7 +243,7 @@ class StagedModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Prefill and depth: the depth sequence's tokens (m,), none without depth reasoning, and the hidden state
         (1, width) of the last token, none where the flow does not ask for it."""
-        clock, store = self.clock, prefix.store
+        clock, store, episode = self.clock, prefix.store, self.episode
         with clock.stage("prompt"):
             x = self._embedded(prefix, template, ids, features)[store.length :]
         if updated is None:
@@ -246,7 +265,7 @@ class StagedModel:
 
         with clock.stage("decode"):
             sequence = Speculation(
-                self._vocabulary(), self._script(cache, updated), self.draft, self.acceptance, self._row_cost
+                self._vocabulary(), self._script(cache, updated), episode.draft, episode.acceptance, self._row_cost
             ).run(forward, rollback)
         self.corrections, self.sequence = sequence.corrections, sequence.tokens
         return torch.tensor(sequence.tokens, device=ids.device, dtype=ids.dtype), sequence.hidden
@@ -334,8 +353,8 @@ class StagedModel:
             bins = [token - words.first_code for token in sequence[1 : updated.size + 1]]
         if len(bins) != updated.size:
             raise RuntimeError(f"the model gave {len(bins)} depth codes, expected {updated.size}")
-        self.draft = bins
-        self._calls_since_refresh = 0 if updated.all() else self._calls_since_refresh + 1
+        self.episode.draft = bins
+        self.episode.calls_since_refresh = 0 if updated.all() else self.episode.calls_since_refresh + 1
         codes = np.array(bins, dtype=np.int64)
         before = None if cache is None else cache.get("cells")
         cells = predicted(now, before, updated) if self.options.drift_safe else now

@@ -150,7 +150,7 @@ def test_plain_greedy_sequences_of_any_length_are_the_references(
         assert np.abs(scaled(opened, answer.actions) - scaled(opened, expected.actions)).max() < TOLERANCE
         lengths.add(len(expected.tokens))
         assert expected.bins is not None
-        ours.draft = [int(code) for code in np.resize(expected.bins, 16)]
+        ours.episode.draft = [int(code) for code in np.resize(expected.bins, 16)]
     assert min(lengths) < 40
 
 

@@ -344,3 +344,11 @@ def test_the_policy_knows_the_cameras_of_the_users_cell(tmp_path: Path) -> None:
     options = Options(sim=False, checkpoint="owner/name", config=str(config))
     (policy,) = [spec for spec in nodes(options) if spec.name == "policy"]
     assert policy.parameters["cell_cameras"] == ["top", "wrist"]
+
+
+def test_a_policy_on_another_machine_needs_no_checkpoint_here(tmp_path: Path):
+    address = "remote:ws://gpu.lab:8000"
+    options = replace(REAL, checkpoint="", config=written(tmp_path, {"policy": {"backend": address}}))
+    found = {spec.name: effective(spec) for spec in nodes(options)}
+    assert found["policy"]["backend"] == address and "checkpoint" not in found["policy"]
+    assert "checkpoint" not in found["visualizer"], "the depth decoder of another checkpoint would draw another depth"

@@ -23,3 +23,24 @@ def test_a_wrong_option_is_answered_in_one_line(arguments, answer, capsys) -> No
     err = capsys.readouterr().err
     assert answer in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--robot", "hal"], "unknown robot 'hal'"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets the network in, and no --token-file is given"),
+        (["--token-file", "/no/such/file"], "the token file /no/such/file cannot be read"),
+        (["--checkpoint", "/no/such/folder"], "/no/such/folder: no such directory"),
+        (["--norm-tag", "franka_droid"], "no norm tag 'franka_droid'"),
+        (["--robot", "yam"], "no trained checkpoint"),
+        (["--backend", "remote:ws://127.0.0.1:9"], "on this machine"),
+        (["--port", "70000"], "--port"),
+        (["--idle", "0"], "--idle"),
+    ],
+)
+def test_a_server_that_cannot_be_is_answered_in_one_line(arguments, answer, capsys) -> None:
+    assert run(["serve", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert answer in err
+    assert err.count("\n") == 1

@@ -55,7 +55,7 @@ ORDER = (
     {"embodiments"},
     {"execution", "cameras"},
     {"drivers", "rendering", "recording", "policy"},
-    {"simulation"},
+    {"simulation", "serving"},
     {"training", "doctor"},
     {"bringup"},
     {"nodes"},
@@ -170,6 +170,14 @@ def test_a_node_that_moves_nothing_in_space_pays_for_no_scipy():
 def test_the_command_line_shows_its_help_without_loading_anything_heavy():
     code = "from molmoact2_ros.cli import parser\nparser().format_help()"
     assert not loaded(code) & (HEAVY | {"rclpy", "numpy", "rich"})
+
+
+def test_a_policy_on_another_machine_loads_no_model_here():
+    """The robot's computer has none of it (requirements/robot.txt); test_remote_policy_node runs it without."""
+    modules = [module for module in KNOWN if module.startswith("molmoact2_ros.policy.remote")]
+    code = "\n".join(f"import {module}" for module in ("molmoact2_ros.nodes.policy_node", *modules))
+    assert len(modules) > 4
+    assert not loaded(code) & (HEAVY | {"safetensors", "tokenizers", "huggingface_hub", "fastapi", "uvicorn"})
 
 
 def test_the_control_process_loads_neither_torch_nor_lerobot():

@@ -11,7 +11,7 @@ OFFERED = {
     embodiments: "EMBODIMENTS Embodiment JointLimits ModelFrame Workspace embodiment",
     execution: "Change ChunkMessage Event Executor ExecutorConfig Refusal State",
     policy: "BACKENDS Checkpoint CheckpointError Choices InferenceOptions Observation Policy Prediction RTCOptions "
-    "open_checkpoint open_policy",
+    "RemoteOptions open_checkpoint open_policy",
 }
 SIGNATURES = {
     embodiments.embodiment: "(name)",
@@ -24,7 +24,7 @@ SIGNATURES = {
     policy.Policy.infer: "(self, observation)",
     policy.Policy.reset: "(self)",
     policy.open_policy: "(checkpoint, robot, norm_tag, *, backend, device, dtype, threads, seed, cameras, choices, "
-    "options, rtc, max_gap_s, now_ns, log)",
+    "options, rtc, max_gap_s, remote, now_ns, log)",
 }
 
 

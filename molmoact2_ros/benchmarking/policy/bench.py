@@ -169,11 +169,11 @@ class _Bench:
     def _lanes(self, backend: str, models: tuple[Any, Any], cases: Mapping[str, list[Call]]) -> list[Lane]:
         """A lane for each case; every one is warm, and the copies of two of them are counted."""
         from molmoact2_ros.benchmarking.policy.memory import bytes_copied
-        from molmoact2_ros.policy.stages.speculation import Acceptance
 
         base, thinking = models
+        of_case = {name: base if name == "base" else thinking for name in cases}
         lanes = [
-            Lane(backend, name, base if name == "base" else thinking, made, acceptance=Acceptance())
+            Lane(backend, name, of_case[name], made, episode=of_case[name].new_episode())
             for name, made in cases.items()
         ]
         for lane in lanes:

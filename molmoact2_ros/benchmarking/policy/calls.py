@@ -71,7 +71,7 @@ def answer(model: Any, call: Call) -> Any:
         if isinstance(model, StagedModel):
             # As after a call: the image's cells are kept, and the codes are the draft.
             cache["cells"] = see(call.before, side)
-            model.draft = [int(code) for code in call.codes]
+            model.episode.draft = [int(code) for code in call.codes]
     generator = torch.Generator(device=model.clock.device).manual_seed(0)
     return model.predict(call.images, TASK, call.state, depth_cache=cache, generator=generator)
 

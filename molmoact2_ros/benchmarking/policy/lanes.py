@@ -54,12 +54,12 @@ class Lane:
     calls: Sequence[Call]
     answers: list[Any] = field(default_factory=list)
     copied: Mapping[str, int] = field(default_factory=dict)
-    acceptance: Any = None
-    """What this case has taught about drafts (`Acceptance`); the model serves other cases in between."""
+    episode: Any = None
+    """What the model keeps of this case's episode; it serves other cases in between."""
 
     def ask(self, call: Call) -> Any:
         """One call of this case, as if no other case came between."""
-        self.model.acceptance = self.acceptance
+        self.model.episode = self.episode
         return answer(self.model, call)
 
     def row(self) -> Row:

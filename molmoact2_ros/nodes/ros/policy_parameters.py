@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.nodes.ros.node_base import Parameter
-from molmoact2_ros.policy import BACKENDS, Choices, InferenceOptions, RTCOptions
+from molmoact2_ros.policy import BACKENDS, Choices, InferenceOptions, Policy, RTCOptions, open_policy
 from molmoact2_ros.policy.checkpoints.frame import FRAMES
-from molmoact2_ros.policy.options import ACTION_MODES, AMX_PRECISIONS, DEPTH_MODES, ENGINE_PRECISIONS, REDRAFTS
+from molmoact2_ros.policy.options import (
+    ACTION_MODES,
+    AMX_PRECISIONS,
+    DEPTH_MODES,
+    ENGINE_PRECISIONS,
+    REDRAFTS,
+    RemoteOptions,
+)
 from molmoact2_ros.policy.request import REQUESTS, RequestOptions
 from molmoact2_ros.policy.rtc import SCHEDULES
 
@@ -22,7 +30,12 @@ PARAMETERS = (
     Parameter("base_checkpoint", "", "What a fine-tune was made from: directory or id; empty: where it says itself."),
     Parameter("norm_tag", "", "Tag in norm_stats.json. Has no default: another tag is another robot's scaling."),
     Parameter("joint_frame", "auto", f"SO arms: {', '.join(FRAMES)}; auto: told from the checkpoint, or refused."),
-    Parameter("backend", "auto", f"What runs the model: {', '.join(BACKENDS)}."),
+    Parameter(
+        "backend", "auto", f"What runs the model: {', '.join(BACKENDS)}; or remote:ws://host:port, remote:http://."
+    ),
+    Parameter("remote.token_file", "", "remote: file with the token that the server asks for; empty: none."),
+    Parameter("remote.jpeg_quality", 90, "remote: of the pictures sent; 0: as they are, 20 times as large.", 0, 100),
+    Parameter("remote.deadline_s", 2.0, "remote: an answer that takes longer is no longer waited for, s.", 0.05, 60.0),
     Parameter("device", "auto", "auto, cpu, cuda or cuda:N."),
     Parameter("dtype", "auto", "auto (float32 on a CPU, mixed on a GPU), float32, bfloat16, float16 or mixed."),
     Parameter("threads", 0, "CPU threads of the model; 0 leaves it to OMP_NUM_THREADS.", 0, 256),
@@ -62,6 +75,32 @@ PARAMETERS = (
 
 Value = Callable[[str], Any]
 """The value of a parameter by name."""
+
+
+def opened(value: Value, robot: Embodiment, now_ns: Callable[[], int], log: Callable[[str], None]) -> Policy:
+    """The policy that the parameters describe; raises what `open_policy` does."""
+    return open_policy(
+        value("checkpoint"),
+        robot,
+        value("norm_tag"),
+        backend=value("backend"),
+        device=value("device"),
+        dtype=value("dtype"),
+        threads=value("threads"),
+        seed=value("seed"),
+        choices=checkpoint_choices(value),
+        options=inference_options(value),
+        rtc=rtc_options(value),
+        max_gap_s=value("depth.max_gap_s"),
+        remote=remote_options(value),
+        now_ns=now_ns,
+        log=log,
+    )
+
+
+def remote_options(value: Value) -> RemoteOptions:
+    """How another machine is spoken to."""
+    return RemoteOptions(value("remote.token_file"), value("remote.jpeg_quality"), value("remote.deadline_s"))
 
 
 def checkpoint_choices(value: Value) -> Choices:

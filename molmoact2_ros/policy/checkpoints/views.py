@@ -54,7 +54,7 @@ def cameras_of(
         notes.append(f"the checkpoint names no cameras: its pictures are {', '.join(used)}, in this order")
         return used
     cell = cell or usual
-    matches = [_match(wanted, cell) for wanted in views]
+    matches = [camera_named(wanted, cell) for wanted in views]
     if None in matches or not _may_repeat(views, [str(name) for name in matches]):
         raise CheckpointError(_refusal(views, cell))
     found = tuple(str(name) for name in matches)
@@ -103,7 +103,7 @@ def _chosen(views: Sequence[View], chosen: Sequence[str], notes: list[str]) -> t
     return tuple(mapped[name] for name in known)
 
 
-def _match(wanted: View, cell: Sequence[str]) -> str | None:
+def camera_named(wanted: View, cell: Sequence[str]) -> str | None:
     """The one camera of the cell that has this name, or whose name is within it or around it."""
     for names in ((wanted.name,), wanted.aliases):
         for name in names:
@@ -134,7 +134,9 @@ def _may_repeat(views: Sequence[View], matches: Sequence[str]) -> bool:
 
 def _refusal(views: Sequence[View], cell: Sequence[str]) -> str:
     names = [wanted.name for wanted in views]
-    example = ", ".join(f'"{name}={_match(wanted, cell) or "?"}"' for name, wanted in zip(names, views, strict=True))
+    example = ", ".join(
+        f'"{name}={camera_named(wanted, cell) or "?"}"' for name, wanted in zip(names, views, strict=True)
+    )
     return (
         f"the checkpoint wants {len(names)} cameras ({', '.join(names)}), the cell has {len(cell)} "
         f"({', '.join(cell) or 'none'}), and their names do not say which is which; write in the policy's parameters "

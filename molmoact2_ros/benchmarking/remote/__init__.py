@@ -1,0 +1,1 @@
+"""`molmoact2 bench remote`: what a policy on another machine costs."""
