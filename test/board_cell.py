@@ -25,8 +25,6 @@ from molmoact2_ros.simulation.so101_scene import scene_xml
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 BOARD = Board(7, 5, 30.0, 22.0)
-SMALL = Board(5, 4, 22.0, 16.0)
-"""One that fits into a gripper."""
 BENT = np.array([-0.12, 0.03, 0.001, -0.0008, 0.0])
 """The distortion of a common webcam."""
 
@@ -50,7 +48,7 @@ def on_table(x: float = 0.23, y: float = 0.0, yaw: float = 0.1, board: Board = B
     return flat @ pose_of(Rotation.identity(), (-wide / 2, -high / 2, -0.001))
 
 
-def in_gripper(board: Board = SMALL) -> NDArray[np.float64]:
+def in_gripper(board: Board = BOARD) -> NDArray[np.float64]:
     """Pose in the SO-101's gripper link of a board that its jaws hold at one edge, its face towards the front camera
     when the gripper points down."""
     wide, _ = (1e-3 * side for side in board.size_mm)

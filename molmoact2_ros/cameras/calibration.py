@@ -18,6 +18,9 @@ Array = NDArray[np.float64]
 BOARD = "board"
 """The one name in a calibration file that is no camera's: the board that stays in the cell, for checks."""
 
+_WIDEST = 5.0
+"""No pinhole sees further from its axis, at distance 1."""
+
 
 @dataclass(frozen=True)
 class CameraCalibration:
@@ -45,10 +48,14 @@ class CameraCalibration:
 
     @property
     def widest(self) -> float:
-        """Distance from the optical axis of what the furthest corner of the image shows, at distance 1, undistorted."""
+        """Distance from the optical axis of what the furthest corner of the image shows, at distance 1, undistorted; or
+        where the distortion's polynomial turns back before, beyond which it means nothing."""
         corners = np.array([[x, y] for x in (0.0, self.width) for y in (0.0, self.height)])
-        flat = (corners - self.k[:2, 2]) / np.diag(self.k)[:2]
-        return float(np.max(np.linalg.norm(undistorted(flat, self.d), axis=1)))
+        furthest = np.max(np.linalg.norm((corners - self.k[:2, 2]) / np.diag(self.k)[:2], axis=1))
+        away = np.linspace(0.0, _WIDEST, 1001)
+        seen = distorted(np.stack([away, np.zeros_like(away)], axis=-1), np.where([1, 1, 0, 0, 1], self.d, 0.0))[:, 0]
+        ends = np.flatnonzero((np.diff(seen) <= 0.0) | (seen[:-1] >= furthest))
+        return float(away[ends[0]] if len(ends) else _WIDEST)
 
 
 def distorted(points: Array, d: Array) -> Array:
@@ -71,7 +78,7 @@ def undistorted(points: Array, d: Array) -> Array:
     points = np.asarray(points, dtype=np.float64)
     out = points.copy()
     for _ in range(20 if np.any(d) else 0):
-        out += points - distorted(out, d)
+        out = np.clip(out + points - distorted(out, d), -_WIDEST, _WIDEST)
     return out
 
 

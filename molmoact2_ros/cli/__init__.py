@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from molmoact2_ros import __version__
-from molmoact2_ros.cli import bench, compile, doctor, episodes, inspect_checkpoint, models, sim, train_cell
+from molmoact2_ros.cli import bench, calibrate, compile, doctor, episodes, inspect_checkpoint, models, sim, train_cell
 from molmoact2_ros.cli.arguments import FAILED, INTERRUPTED, USAGE, UsageError
 
-COMMANDS = (sim, episodes, models, inspect_checkpoint, train_cell, doctor, compile, bench)
+COMMANDS = (sim, episodes, models, inspect_checkpoint, train_cell, doctor, calibrate, compile, bench)
 
 
 def parser() -> argparse.ArgumentParser:

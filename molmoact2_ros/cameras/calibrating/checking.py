@@ -191,13 +191,15 @@ def _in_cameras(bundle: Bundle) -> Array:
     return inverse(cameras) @ bundle.between() @ boards
 
 
-def told(result: Check) -> str:
-    """The check in words."""
+def told(result: Check, verbose: bool = False) -> str:
+    """The check in words; with `verbose` every picture."""
     lines = [
         f"{name:<10} {one.pixels:6.2f} px  {one.millimetres:5.1f} mm  {one.degrees:.2f} degrees  over {one.views} "
         f"pictures{'   OFF: calibrate it anew' if one.off else ''}"
         for name, one in result.cameras.items()
     ]
+    if verbose:
+        lines += [f"  {px:6.2f} px  {file}" for one in result.cameras.values() for file, px in one.by_view.items()]
     lines += [f"note: {note}" for note in result.notes]
     if result.off:
         lines.append(

@@ -162,12 +162,7 @@ def read_collection(
     Raises:
         CalibrationError: there are no pictures, they are of another robot, none shows the board, or they show another.
     """
-    files = sorted(folder.glob("*/[0-9]*.json"))
-    if not files:
-        raise CalibrationError(
-            f"no pictures in {folder}: take some first (molmoact2 calibrate cameras --robot {robot.name} --out "
-            f"{folder})"
-        )
+    files = _files(folder)
     views: list[View] = []
     blind: dict[str, int] = {}
     optics: dict[str, Optics] = {}
@@ -205,6 +200,26 @@ def read_collection(
             "corners or more: look at them; is it in view, lit, sharp, and the board of molmoact2 calibrate board?"
         )
     return Collection(robot.name, detector.board, tuple(views), blind, optics)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*/[0-9]*.json"))
+    if not files:
+        raise CalibrationError(f"no pictures in {folder}: take some first (molmoact2 calibrate cameras --out {folder})")
+    return files
+
+
+def board_told(folder: Path) -> Board:
+    """The board that was told when the pictures of `folder` were taken.
+
+    Raises:
+        CalibrationError: there are none, or the first one's file is damaged.
+    """
+    first = _files(folder)[0]
+    try:
+        return board_from(json.loads(first.read_text())["board"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(f"{first} is damaged ({error!r}); remove it, the others can be used") from None
 
 
 def _moment(file: Path, robot: Embodiment) -> dict[str, Any]:

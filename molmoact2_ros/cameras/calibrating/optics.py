@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.cameras.calibrating.board import Board
+from molmoact2_ros.cameras.calibrating.board import LEAST_CORNERS, Board
 from molmoact2_ros.cameras.calibrating.collection import HAND, CalibrationError, Optics, View
 
 Array = NDArray[np.float64]
@@ -23,6 +23,8 @@ MOST_RMS = 2.0
 _ALIKE = 0.03
 """Views whose corners lie closer together than this share of the picture's width (median) count once."""
 _GRID = (6, 4)
+_STRAY, _STRAY_PIXELS = 3.0, 0.4
+"""A corner is left out that is so many times further off than the median of its view, and as many pixels at 640."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +47,11 @@ class OpticsFound:
     note: str = ""
 
 
-def coverage(views: Sequence[View]) -> NDArray[np.bool_]:
-    """In which parts (rows, columns) of a camera's picture corners were seen."""
+def parts_covered(pixels: Sequence[Array], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """In which parts (rows, columns) of a picture of `size` (width, height) there are corners, given as (n, 2) each."""
     out = np.zeros((_GRID[1], _GRID[0]), dtype=bool)
-    for view in views:
-        cells = np.clip((view.seen.pixels / view.size * _GRID).astype(int), 0, np.array(_GRID) - 1)
+    for some in pixels:
+        cells = np.clip((some / size * _GRID).astype(int), 0, np.array(_GRID) - 1)
         out[cells[:, 1], cells[:, 0]] = True
     return out
 
@@ -85,7 +87,7 @@ def find_optics(camera: str, views: Sequence[View], board: Board, own: Optics | 
             f"camera {camera}: its pictures have several sizes ({shown}); take them again at one size"
         )
     useful = different(views)
-    covered = float(coverage(views).mean())
+    covered = float(parts_covered([view.seen.pixels for view in views], views[0].size).mean())
     advice = (
         f"hold the board in a hand in front of {camera} and tilt it to all sides, near and far, into every corner of "
         f"the picture (--board {HAND})"
@@ -96,6 +98,8 @@ def find_optics(camera: str, views: Sequence[View], board: Board, own: Optics | 
             "different ones"
         )
     else:
+        found = _fit(useful, board)
+        useful = without_strays(useful, board, found.optics)
         found = _fit(useful, board)
         scale = useful[0].size[0] / 640.0
         if found.rms > MOST_RMS * scale:
@@ -114,6 +118,25 @@ def find_optics(camera: str, views: Sequence[View], board: Board, own: Optics | 
         note = f"its own optics are used, since {problem}"
         return OpticsFound(own, True, float("nan"), len(useful), float("nan"), covered, note)
     raise CalibrationError(f"camera {camera}: {problem}; {advice}")
+
+
+def without_strays(views: Sequence[View], board: Board, lens: Optics) -> list[View]:
+    """The views without corners that stand out from all others of their picture: a finger's edge that was taken for
+    one, glare. A view that is odd as a whole stays as it is."""
+    import cv2
+
+    out = []
+    for view in views:
+        there, pixels = board.corners[view.seen.ids], view.seen.pixels
+        _, turn, place = cv2.solvePnP(there, pixels, lens.k, lens.d, flags=cv2.SOLVEPNP_IPPE)
+        turn, place = cv2.solvePnPRefineLM(there, pixels, lens.k, lens.d, turn, place)
+        miss = np.linalg.norm(cv2.projectPoints(there, turn, place, lens.k, lens.d)[0][:, 0] - pixels, axis=1)
+        kept = miss <= max(_STRAY * float(np.median(miss)), _STRAY_PIXELS * view.size[0] / 640.0)
+        if kept.all() or np.count_nonzero(kept) < LEAST_CORNERS:
+            out.append(view)
+        else:
+            out.append(replace(view, seen=replace(view.seen, ids=view.seen.ids[kept], pixels=pixels[kept])))
+    return out
 
 
 @dataclass(frozen=True, eq=False)

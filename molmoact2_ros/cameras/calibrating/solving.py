@@ -12,7 +12,7 @@ from molmoact2_ros.cameras.calibrating.beginning import begin, seen_poses
 from molmoact2_ros.cameras.calibrating.board import Board
 from molmoact2_ros.cameras.calibrating.bundle import BOARDS, CAMERAS, JOINTS, LENSES, Bundle, Uncertainty
 from molmoact2_ros.cameras.calibrating.collection import HAND, CalibrationError, Collection, Optics, View
-from molmoact2_ros.cameras.calibrating.optics import OpticsFound, find_optics
+from molmoact2_ros.cameras.calibrating.optics import OpticsFound, different, find_optics, without_strays
 from molmoact2_ros.cameras.calibrating.suspicion import EXPLAINED, exchanged, loose_fit, pairs_of_cameras, swapped_arms
 from molmoact2_ros.cameras.calibration import CameraCalibration
 from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
@@ -30,6 +30,7 @@ LENS_KNOWN = 0.01
 """Largest standard deviation of a focal length and of the centre, share of the focal length."""
 _OUTLIER, _OUTLIER_DEG = 4.0, 0.15
 """A view whose error is so many times the median of its camera's, and more than this, is left out."""
+_NOISE = 0.1
 _STRAY_RAD = (5e-4, 2e-2)
 """Bounds of what a joint is taken to be off its reading."""
 _MOST_LEFT_OUT = 0.2
@@ -133,7 +134,12 @@ def solve(robot: Embodiment, collection: Collection, mounts: Mapping[str, str]) 
         except CalibrationError as error:
             refused[camera] = str(error)
     optics = {camera: one.optics for camera, one in found.items()}
-    views = [view for view in collection.views if view.mount and view.camera in optics]
+    clean = [
+        view
+        for camera, lens in optics.items()
+        for view in without_strays(collection.of(camera), collection.board, lens)
+    ]
+    views = [view for view in clean if view.mount]
     for camera in optics:
         if not any(view.camera == camera for view in views):
             refused[camera] = (
@@ -142,6 +148,7 @@ def solve(robot: Embodiment, collection: Collection, mounts: Mapping[str, str]) 
             )
     if not views:
         return Solution({}, refused, [], {}, collection.board)
+    views = _without_repetition(views, mounts)
     fit = _fit(robot, collection.board, views, optics, mounts)
     refused |= {camera: f"camera {camera}: {reason}" for camera, reason in fit.refused.items()}
     if not fit.bundle.views:
@@ -149,7 +156,7 @@ def solve(robot: Embodiment, collection: Collection, mounts: Mapping[str, str]) 
     notes = [f"camera {camera}: {one.note}" for camera, one in found.items() if one.note]
     _doubt(fit, optics)
     notes += _warnings(fit)
-    by_hand = [view for view in collection.views if not view.mount and view.camera in fit.bundle.cameras]
+    by_hand = [view for view in clean if not view.mount and view.camera in fit.bundle.cameras]
     bundle, known = _refined(fit, by_hand, found)
     cameras = {}
     for name in fit.bundle.names[0]:
@@ -160,6 +167,31 @@ def solve(robot: Embodiment, collection: Collection, mounts: Mapping[str, str]) 
             del cameras[name]
     boards = {view.placement: (view.mount, bundle.boards[view.placement]) for view in bundle.views if view.mount}
     return Solution(cameras, refused, notes, boards, collection.board)
+
+
+def _without_repetition(views: Sequence[View], mounts: Mapping[str, str]) -> list[View]:
+    """One view of a camera that stands for each place of a board that stands: the others are the same picture, and its
+    small errors, which a detector makes with every picture of a kind, would count as often.
+
+    Raises:
+        CalibrationError: the board was moved meanwhile.
+    """
+    kept: list[View] = []
+    still: dict[tuple[str, str], list[View]] = {}
+    for view in views:
+        if view.mount == mounts[view.camera]:
+            still.setdefault((view.camera, view.placement), []).append(view)
+        else:
+            kept.append(view)
+    for (camera, placement), same in still.items():
+        best, *others = different(same)
+        if others:
+            raise CalibrationError(
+                f"{placement}: camera {camera} stands, and sees the board at several places ({best.file}, "
+                f"{others[0].file}): it was moved, or the camera was; take these pictures again"
+            )
+        kept.append(best)
+    return kept
 
 
 def _fit(
@@ -198,7 +230,7 @@ def _refined(fit: _Fit, by_hand: Sequence[View], found: Mapping[str, OpticsFound
     held = dict(zip((view.file for view in by_hand), seen_poses(by_hand, bundle.board, bundle.lenses), strict=True))
     # The readings' error is about what the plain fit misses by.
     stray = float(np.clip(np.radians(fit.degrees), *_STRAY_RAD))
-    noise = {name: 0.3 if one.own else max(0.1, one.rms / np.sqrt(2.0)) for name, one in found.items()}
+    noise = {name: 0.3 if one.own else max(_NOISE, one.rms / np.sqrt(2.0)) for name, one in found.items()}
     whole = replace(bundle, views=[*bundle.views, *single], boards={**bundle.boards, **held})
     return whole.solved(
         {CAMERAS, BOARDS, LENSES, JOINTS},
