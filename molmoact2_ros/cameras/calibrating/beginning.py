@@ -159,8 +159,9 @@ def _hand_eye(between: Array, seen: Array) -> tuple[Array, Array]:
             continue
         camera = np.eye(4)
         camera[:3, :3], camera[:3, 3] = turn, np.ravel(place)
-        if not np.all(np.isfinite(camera)) or np.linalg.det(camera[:3, :3]) < 0.5:  # some give mirrors where views
-            clash continue
+        # Some give mirrors where views clash.
+        if not np.all(np.isfinite(camera)) or np.linalg.det(camera[:3, :3]) < 0.5:
+            continue
         boards = links @ camera @ seen
         board = _mean(boards)
         error = float(np.median(np.linalg.norm(boards[:, :3, 3] - board[:3, 3], axis=1)))

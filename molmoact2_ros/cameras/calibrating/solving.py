@@ -148,13 +148,13 @@ def solve(robot: Embodiment, collection: Collection, mounts: Mapping[str, str]) 
             )
     if not views:
         return Solution({}, refused, [], {}, collection.board)
-    views = _without_repetition(views, mounts)
+    views, moved = _without_repetition(views, mounts)
     fit = _fit(robot, collection.board, views, optics, mounts)
     refused |= {camera: f"camera {camera}: {reason}" for camera, reason in fit.refused.items()}
     if not fit.bundle.views:
         return Solution({}, refused, [], {}, collection.board)
     notes = [f"camera {camera}: {one.note}" for camera, one in found.items() if one.note]
-    _doubt(fit, optics)
+    _doubt(fit, optics, moved)
     notes += _warnings(fit)
     by_hand = [view for view in clean if not view.mount and view.camera in fit.bundle.cameras]
     bundle, known = _refined(fit, by_hand, found)
@@ -169,29 +169,27 @@ def solve(robot: Embodiment, collection: Collection, mounts: Mapping[str, str]) 
     return Solution(cameras, refused, notes, boards, collection.board)
 
 
-def _without_repetition(views: Sequence[View], mounts: Mapping[str, str]) -> list[View]:
+def _without_repetition(views: Sequence[View], mounts: Mapping[str, str]) -> tuple[list[View], str]:
     """One view of a camera that stands for each place of a board that stands: the others are the same picture, and its
-    small errors, which a detector makes with every picture of a kind, would count as often.
-
-    Raises:
-        CalibrationError: the board was moved meanwhile.
-    """
+    small errors, which a detector makes with every picture of a kind, would count as often. And what speaks against
+    that both stood; empty when nothing does."""
     kept: list[View] = []
     still: dict[tuple[str, str], list[View]] = {}
+    moved = ""
     for view in views:
         if view.mount == mounts[view.camera]:
             still.setdefault((view.camera, view.placement), []).append(view)
         else:
             kept.append(view)
     for (camera, placement), same in still.items():
-        best, *others = different(same)
-        if others:
-            raise CalibrationError(
-                f"{placement}: camera {camera} stands, and sees the board at several places ({best.file}, "
-                f"{others[0].file}): it was moved, or the camera was; take these pictures again"
+        places = different(same)
+        kept += places
+        if len(places) > 1:
+            moved = (
+                f"{placement}: camera {camera} stands, and sees the board at several places ({places[0].file}, "
+                f"{places[1].file}): it was moved, or the camera was; take these pictures again"
             )
-        kept.append(best)
-    return kept
+    return kept, moved
 
 
 def _fit(
@@ -258,7 +256,7 @@ def _unknown(one: CameraFound, lens_px: float) -> str:
     return ""
 
 
-def _doubt(fit: _Fit, optics: Mapping[str, Optics]) -> None:
+def _doubt(fit: _Fit, optics: Mapping[str, Optics], moved: str) -> None:
     """Raise CalibrationError where something explains that the views do not fit together, or nothing does and they do
     not fit at all."""
     bundle, angle = fit.bundle, fit.degrees
@@ -279,6 +277,8 @@ def _doubt(fit: _Fit, optics: Mapping[str, Optics]) -> None:
                     f"the pictures fit when the cameras {pair[0]} and {pair[1]} are exchanged, and not as they are: "
                     "their sources are swapped"
                 )
+    if moved:
+        raise CalibrationError(moved)
     free = loose_fit(bundle, zeros=False)
     off = abs(free.scale - 1.0)
     if off > _SCALE_WRONG and off > 3.0 * free.scale_deviation and free.rms < 0.8 * bundle.rms():
