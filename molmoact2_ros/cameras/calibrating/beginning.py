@@ -23,6 +23,8 @@ LEAST_POSES = 8
 LEAST_TURN_DEG = 8.0
 """How far (standard deviation) the board must have been turned against the camera about two axes at least: without the
 second one the camera may be anywhere along the first."""
+_LEAST_OF_ONE = 5
+"""Moments of one placement to begin with, when others add to them."""
 _METHODS = ("PARK", "TSAI", "HORAUD", "DANIILIDIS", "ANDREFF")
 
 
@@ -85,7 +87,9 @@ def begin(
     for (camera, placement), rows in best_first:
         if mounts[camera] == views[rows[0]].mount or camera in out.cameras or placement in out.boards:
             continue
-        problem = _too_little(camera, between[rows])
+        all_rows = [i for (name, _), some in pairs.items() if name == camera for i in some]
+        total = sum(mounts[camera] != views[i].mount for i in all_rows)
+        problem = _too_little(between[rows], total)
         if problem:
             problems.setdefault(camera, problem)
             continue
@@ -112,10 +116,11 @@ def _spread(out: Beginning, pairs: Sequence[tuple[tuple[str, str], list[int]]], 
                 out.cameras[camera] = between[i] @ out.boards[placement] @ inverse(seen[i])
 
 
-def _too_little(camera: str, between: Array) -> str:
-    if len(between) < LEAST_POSES:
+def _too_little(between: Array, total: int) -> str:
+    """What is wrong with the views of one camera and one placement, as a beginning; `total`: with all placements."""
+    if total < LEAST_POSES or len(between) < _LEAST_OF_ONE:
         return (
-            f"the board was seen in {len(between)} poses of the arm; it takes {LEAST_POSES}, and 15 are better: move "
+            f"the board was seen in {total} poses of the arm; it takes {LEAST_POSES}, and 15 are better: move "
             "the arm on, and turn the gripper each time"
         )
     first, second, _ = turns_deg(between)
