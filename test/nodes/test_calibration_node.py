@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Header
 
 from molmoact2_ros.cameras.calibrating.collection import read_collection
+from molmoact2_ros.cli import run
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import pinhole_info
 from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
@@ -80,3 +81,28 @@ def test_it_refuses_a_board_that_no_camera_moves_against(tmp_path: Path) -> None
     with NodeProcess("molmoact2_ros.nodes.calibration_node", ros_arguments(parameters), tmp_path / "log") as node:
         wait_until(lambda: node.popen.poll() is not None, "its end", 20.0)
         assert node.popen.returncode == 1 and "let a gripper hold it" in node.output
+
+
+def test_the_command_takes_pictures_beside_a_running_robot_and_says_what_they_lack(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cell = BoardCell(cameras=cameras_of(SO101, 2.0))
+    rendered = Rendered(cell)
+    values = cell.poses(1, "wrist")[0]
+    picture = rendered.picture("wrist", values)
+    rendered.close()
+    with Companion() as robot:
+        joints = robot.node.create_publisher(JointState, "joint_states", SENSOR)
+        images = robot.node.create_publisher(Image, "cameras/wrist/image_raw", SENSOR)
+
+        def publish() -> None:
+            header = Header(stamp=stamp_of(robot.node.get_clock().now().nanoseconds), frame_id="wrist")
+            joints.publish(JointState(header=header, name=list(SO101.joint_names), position=array.array("d", values)))
+            images.publish(image_message(picture, "rgb8", header))
+
+        robot.node.create_timer(0.05, publish)
+        status = run(["calibrate", "cameras", "--cameras", "wrist", "--count", "1", "--out", str(tmp_path)])
+    said = capfd.readouterr().out
+    assert status == 1, said
+    assert "picture 1: wrist" in said and "NOT calibrated: camera wrist: 1 views of the board" in said
+    assert len(read_collection(tmp_path, SO101).views) == 1 and not (tmp_path / "cameras.yaml").exists()
