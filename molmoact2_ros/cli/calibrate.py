@@ -40,6 +40,7 @@ def add(commands: Commands) -> None:
         add_option("--count", type=int, default=DEFAULT_COUNT, metavar="N", help="pictures to take (%(default)s)")
         add_option("--port", default="", metavar="DEV", help="SO-100/101: read its joints; it gets no torque")
         add_option("--calibration-id", default="so101", metavar="ID", help="of an SO-100/101's joints (%(default)s)")
+        add_option("--config", default="", metavar="FILE", help="parameter file of the cell: sizes of its cameras")
         add_option("--namespace", default="", metavar="NAME", help="of a running robot (the robot's name)")
         own = "calibration/cameras.yaml" if name == "check" else "cameras.yaml beside the pictures"
         file_help = f"the calibration file ({own})"
@@ -115,6 +116,7 @@ def _collected(arguments: argparse.Namespace, robot: Embodiment) -> Path:
         robot=robot.name,
         sim=False,
         namespace=arguments.namespace,
+        config=arguments.config,
         cameras=sources,
         ports=(arguments.port,) if arguments.port else (),
         calibration_id=arguments.calibration_id,
