@@ -99,8 +99,6 @@ def find_optics(camera: str, views: Sequence[View], board: Board, own: Optics | 
         )
     else:
         found = _fit(useful, board)
-        useful = without_strays(useful, board, found.optics)
-        found = _fit(useful, board)
         scale = useful[0].size[0] / 640.0
         if found.rms > MOST_RMS * scale:
             raise CalibrationError(
@@ -147,20 +145,28 @@ class _Fit:
 
 
 def _fit(views: Sequence[View], board: Board) -> _Fit:
-    """The fit with one radial term less where the third one does not pay."""
+    """The fit without strays, and with the third radial term where that pays."""
     import cv2
 
-    plain = _calibrate(views, board, cv2.CALIB_FIX_K3)
-    full = _calibrate(views, board, 0)
+    rough = _calibrate(views, board, cv2.CALIB_FIX_K3)
+    clean = without_strays(views, board, rough.optics)
+    plain = rough
+    if any(before is not after for before, after in zip(views, clean, strict=True)):
+        plain = _calibrate(clean, board, cv2.CALIB_FIX_K3, rough.optics)
+    full = _calibrate(clean, board, 0, plain.optics)
     return full if full.rms < 0.9 * plain.rms and full.focal_known <= 1.5 * plain.focal_known else plain
 
 
-def _calibrate(views: Sequence[View], board: Board, flags: int) -> _Fit:
+def _calibrate(views: Sequence[View], board: Board, flags: int, guess: Optics | None = None) -> _Fit:
     import cv2
 
     there: list[Any] = [board.corners[view.seen.ids].astype(np.float32) for view in views]
     pixels: list[Any] = [view.seen.pixels.astype(np.float32) for view in views]
-    found = cv2.calibrateCameraExtended(there, pixels, views[0].size, None, None, flags=flags)
+    calibrate: Any = cv2.calibrateCameraExtended
+    begin: tuple[Any, Any] = (None, None)
+    if guess is not None:
+        begin, flags = (guess.k.copy(), guess.d.copy()), flags | cv2.CALIB_USE_INTRINSIC_GUESS
+    found = calibrate(there, pixels, views[0].size, *begin, flags=flags)
     rms, k, d, deviations = found[0], found[1], found[2], np.ravel(found[5])
     known = float(np.max(deviations[:2] / np.array([k[0, 0], k[1, 1]])))
     return _Fit(Optics(np.asarray(k, float), np.ravel(d)[:5].astype(float)), float(rms), known)
