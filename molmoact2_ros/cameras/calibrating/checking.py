@@ -115,7 +115,8 @@ def check(
     bundle = replace(bundle, views=views, boards=boards)
     free, _ = bundle.solved({BOARDS})
     if fixed:
-        notes += _moved(free, fixed, standing)
+        if not any(one.off for one in _by_camera(free).values()):  # only where they agree with each other
+            notes += _moved(free, fixed, standing)
         bundle = replace(free, boards={**free.boards, **dict.fromkeys(fixed, standing[2])}) if standing else free
     else:
         bundle = free
