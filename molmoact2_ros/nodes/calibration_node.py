@@ -25,6 +25,7 @@ from molmoact2_ros.nodes.ros.messages import nanoseconds, rgb_from_image
 from molmoact2_ros.nodes.ros.node_base import SENSOR, MolmoNode, Parameter, main_of
 
 LOOK_S = 0.25
+SILENT_S = 2.0
 
 
 class CalibrationNode(MolmoNode):
@@ -50,6 +51,7 @@ class CalibrationNode(MolmoNode):
         self._infos: dict[str, CameraInfo] = {}
         self._seen_stamps: dict[str, int] = {}
         self._told = ""
+        self._idle = 0
         self._pixels: dict[str, list[NDArray[np.float64]]] = {}
 
     def setup(self) -> None:
@@ -94,7 +96,10 @@ class CalibrationNode(MolmoNode):
             for camera, image in self._images.items()
             if nanoseconds(image.header.stamp) != self._seen_stamps.get(camera)
         }
+        self._idle = 0 if fresh else self._idle + 1
         if not fresh:
+            if self._idle * LOOK_S < SILENT_S:
+                return
             silent = [camera for camera in self._cameras if camera not in self._images]
             self._tell("waiting", f"no pictures of {', '.join(silent)}" if silent else "no new pictures")
             return

@@ -25,6 +25,8 @@ NEW_RAD = 0.12
 NEW_SHARE = 0.05
 """A view is new when a joint, or the corners of a board in a hand, are this far from every one before."""
 _TOGETHER_NS = 250_000_000
+_BEFORE_NS = 1_500_000_000
+"""A picture from longer ago does not show that nothing has moved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Taker:
 
         To be called with new pictures, a few times a second; whoever takes them says so with `took`.
         """
-        before, self._before = self._before, dict(glances)
+        before, self._before = self._before, {**self._before, **glances}
         seeing = {name: one for name, one in glances.items() if len(one.seen.ids) >= LEAST_CORNERS}
         if not seeing:
             return {}, None, "no camera sees the board"
@@ -110,7 +112,7 @@ class Taker:
 
 
 def _shift(before: Glance | None, now: Glance) -> float:
-    if before is None or before.stamp_ns >= now.stamp_ns:
+    if before is None or not 0 < now.stamp_ns - before.stamp_ns < _BEFORE_NS:
         return float("inf")
     return _apart(before.seen, now.seen)
 
