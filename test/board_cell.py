@@ -172,7 +172,7 @@ class BoardCell:
 def texture(board: Board, pixels_a_mm: float = 12.0) -> bytes:
     """The board as PNG, without a margin."""
     size = tuple(round(pixels_a_mm * side) for side in board.size_mm)
-    picture = board._detector()[0].generateImage(size, marginSize=0)
+    picture = board.opencv()[0].generateImage(size, marginSize=0)
     return bytes(cv2.imencode(".png", picture)[1])
 
 

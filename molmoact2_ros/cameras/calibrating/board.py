@@ -78,7 +78,7 @@ class Board:
     @cached_property
     def corners(self) -> Array:
         """The inner corners (n, 3) in the board's frame, m; the index is a corner's number."""
-        return np.asarray(self._detector()[0].getChessboardCorners(), dtype=np.float64)
+        return np.asarray(self.opencv()[0].getChessboardCorners(), dtype=np.float64)
 
     def said(self) -> str:
         """The board in words."""
@@ -88,7 +88,8 @@ class Board:
         """What `board_from` reads."""
         return {"squares": self.squares, "square_mm": self.square_mm, "marker_mm": self.marker_mm}
 
-    def _detector(self) -> tuple[Any, Any]:
+    def opencv(self) -> tuple[Any, Any]:
+        """OpenCV's board, in m, and its dictionary of markers."""
         import cv2
 
         size = next(size for size in _SIZES if size >= self.markers)
@@ -135,7 +136,7 @@ class Detector:
         import cv2
 
         self.board = board
-        self._grid, dictionary = board._detector()
+        self._grid, dictionary = board.opencv()
         options = cv2.aruco.DetectorParameters()
         options.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
         # Wide enough for a marker that fills the picture, narrow enough for one of 15 pixels.

@@ -50,9 +50,7 @@ def _layout_error(board: Board, seen: Seen) -> float:
 
     grid = {
         int(number): 1e3 * np.asarray(corners, np.float64)[:, :2]
-        for number, corners in zip(
-            board._detector()[0].getIds().ravel(), board._detector()[0].getObjPoints(), strict=True
-        )
+        for number, corners in zip(board.opencv()[0].getIds().ravel(), board.opencv()[0].getObjPoints(), strict=True)
     }
     known = [i for i, number in enumerate(seen.markers) if int(number) in grid]
     if len(known) < 4:

@@ -71,7 +71,7 @@ def _black(board: Board, left: float, top: float) -> Any:
     from matplotlib.path import Path as Outline
 
     boxes = [(x, y, board.square_mm) for x, y in _squares(board)]
-    grid, dictionary = board._detector()
+    grid, dictionary = board.opencv()
     bits = dictionary.markerSize + 2  # with its border
     cell = board.marker_mm / bits
     for number, corners in zip(grid.getIds().ravel(), grid.getObjPoints(), strict=True):
