@@ -7,10 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from molmoact2_ros import __version__
-from molmoact2_ros.cli import bench, compile, doctor, episodes, inspect_checkpoint, models, serve, sim, train_cell
+from molmoact2_ros.cli import (
+    bench,
+    calibrate,
+    compile,
+    doctor,
+    episodes,
+    inspect_checkpoint,
+    models,
+    serve,
+    sim,
+    train_cell,
+)
 from molmoact2_ros.cli.arguments import FAILED, INTERRUPTED, USAGE, UsageError
 
-COMMANDS = (sim, episodes, models, inspect_checkpoint, train_cell, doctor, compile, serve, bench)
+COMMANDS = (sim, episodes, models, inspect_checkpoint, train_cell, doctor, calibrate, compile, serve, bench)
 
 
 def parser() -> argparse.ArgumentParser:

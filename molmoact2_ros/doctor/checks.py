@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.doctor.calibration import calibration
 from molmoact2_ros.doctor.finding import Cell, Finding, sound
 from molmoact2_ros.doctor.hardware import cameras, can, packages, ports
 from molmoact2_ros.doctor.probe import Machine
@@ -198,6 +199,7 @@ CHECKS: tuple[Callable[[Machine, Cell], Iterable[Finding]], ...] = (
     numpy,
     packages,
     cameras,
+    calibration,
     ports,
     can,
     realtime,

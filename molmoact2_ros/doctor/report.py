@@ -27,7 +27,9 @@ def cell_of(robot: str, config: str, record_dir: str) -> Cell:
         return Cell(record_dir=record_dir)
     family = embodiment(robot).family
     files = (*robot_files(family), *user_files(config))
-    parameters = {node: parameters_for(files, node) for node in ("camera", f"{family}_driver", "executor")}
+    parameters = {
+        node: parameters_for(files, node) for node in ("camera", f"{family}_driver", "executor", "visualizer")
+    }
     return Cell(family, parameters, record_dir)
 
 

@@ -124,24 +124,7 @@ class So101Driver:
             _guard(bus.port_handler, self.line)
             bus.connect()
             check_servos(follower, path, command, self.config.write_calibration)
-            powered = bus.sync_read("Torque_Enable", normalize=False)
-            if not any(powered.values()):
-                aim_where_it_is(bus)
-                follower.configure()
-            elif not all(powered.values()):
-                names = ", ".join(name for name, on in powered.items() if not on)
-                raise DriverError(
-                    f"{names} of the arm on {port} have no torque while the others hold: one servo has switched itself "
-                    "off (overload?); support the arm, switch its power off and on again"
-                )
-            elif turning := counting_turns(bus):
-                raise DriverError(
-                    f"{', '.join(turning)} of the arm on {port} counts on over whole turns while the arm holds, so its "
-                    "angle is not known; support the arm, switch its power off and on again"
-                )
-            gain = follower.config.position_p_coefficient
-            kept = bus.sync_read("P_Coefficient", normalize=False)
-            self._settings_note = "" if set(kept.values()) == {gain} else f"position gains are {kept}, expected {gain}"
+            self._power(follower, port)
         except (DriverError, StaleError):
             _abandon(follower)
             raise
@@ -231,6 +214,32 @@ class So101Driver:
             return SO101Follower(config)
         except Exception as error:  # it reads the calibration again, which may have changed meanwhile
             raise DriverError(_explained(error, port)) from error
+
+    def _power(self, follower: Any, port: str) -> None:
+        """Give the servos torque where they are, unless they hold already.
+
+        Raises:
+            DriverError: some hold and some do not, or the angles are not known.
+        """
+        bus = follower.bus
+        powered = bus.sync_read("Torque_Enable", normalize=False)
+        if not any(powered.values()):
+            aim_where_it_is(bus)
+            follower.configure()
+        elif not all(powered.values()):
+            names = ", ".join(name for name, on in powered.items() if not on)
+            raise DriverError(
+                f"{names} of the arm on {port} have no torque while the others hold: one servo has switched itself "
+                "off (overload?); support the arm, switch its power off and on again"
+            )
+        elif turning := counting_turns(bus):
+            raise DriverError(
+                f"{', '.join(turning)} of the arm on {port} counts on over whole turns while the arm holds, so its "
+                "angle is not known; support the arm, switch its power off and on again"
+            )
+        gain = follower.config.position_p_coefficient
+        kept = bus.sync_read("P_Coefficient", normalize=False)
+        self._settings_note = "" if set(kept.values()) == {gain} else f"position gains are {kept}, expected {gain}"
 
     def _exchange(self, what: str, talk: Callable[[Any], Any], trust: bool = False) -> tuple[Any, int]:
         """One request and its answers; returns them with the time at which the request went out.

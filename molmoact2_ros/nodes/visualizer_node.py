@@ -22,8 +22,10 @@ from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from molmoact2_ros.cameras.calibrating.result import standing_board
+from molmoact2_ros.cameras.calibrating.watch import BoardWatch
 from molmoact2_ros.cameras.calibration import CameraCalibration
-from molmoact2_ros.cameras.cell_cameras import calibrations_of
+from molmoact2_ros.cameras.cell_cameras import CELL, calibrations_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import depth_info
 from molmoact2_ros.nodes.ros.messages import (
@@ -77,6 +79,13 @@ class VisualizerNode(MolmoNode):
         ),
         Parameter("max_rate_hz", 15.0, "Overlays a second for each camera, Hz.", 1.0, 60.0),
         Parameter("overlay_scale", 2, "Size of an overlay over the camera's image.", 1, 4),
+        Parameter(
+            "board_check_s",
+            10.0,
+            "How often cameras are held against the file's board, if any, s; 0: off.",
+            0.0,
+            3600.0,
+        ),
         Parameter("base_frame", "base_link", "Frame of the path, the markers and the points."),
     )
 
@@ -85,6 +94,7 @@ class VisualizerNode(MolmoNode):
         self._robot = embodiment("so101")
         self._calibrations: dict[str, CameraCalibration] = {}
         self._decoder: depths.DepthDecoder | None = None
+        self._watch: BoardWatch | None = None
         self._reported: dict[str, str] = {}
         self._forget()
 
@@ -104,6 +114,7 @@ class VisualizerNode(MolmoNode):
         self._cameras = list(self.param("cameras"))
         self._calibrations = self._load_calibrations()
         self._decoder = self._load_decoder()
+        self._watch = self._load_watch()
         self._markers = self.output(MarkerArray, "visualization/markers", NEWEST)
         self._path = self.output(Path, "visualization/path", NEWEST)
         self._overlays: dict[str, Publisher] = {
@@ -124,6 +135,8 @@ class VisualizerNode(MolmoNode):
 
     def start(self) -> None:
         self.every(1.0 / self.param("max_rate_hz"), self._draw)
+        if self._watch is not None and self.param("board_check_s") > 0.0:
+            self.every(self.param("board_check_s"), self._check_cameras)
 
     def teardown(self) -> None:
         self._forget()
@@ -147,6 +160,11 @@ class VisualizerNode(MolmoNode):
         except FileNotFoundError as error:
             self.get_logger().warning(str(error))
             return None
+
+    def _load_watch(self) -> BoardWatch | None:
+        file = self.param("calibration_file")
+        standing = standing_board(file) if file not in ("", CELL) else None
+        return None if standing is None else BoardWatch(self._robot, self._calibrations, standing)
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
@@ -236,6 +254,20 @@ class VisualizerNode(MolmoNode):
             return None
         joints = min(self._joints, key=lambda sample: abs(sample[0] - stamp_ns))[1] if self._joints else None
         return camera_pose(self._robot, calibration, joints)
+
+    def _check_cameras(self) -> None:
+        """Warn of a camera that does not see the board that stays in the cell where it should."""
+        joints = np.array([values for _, values in self._joints]).reshape(-1, self._robot.dof)[-30:]
+        for camera, image in self._images.items():
+            key = f"calibration of {camera}"
+            assert self._watch is not None
+            said = self._watch.look(camera, rgb_from_image(image), joints)
+            if said and key not in self._reported:
+                self.get_logger().warning(said)
+            if said:
+                self._reported[key] = said
+            elif said == "":
+                self._reported.pop(key, None)
 
     def _draw(self) -> None:
         for camera, output in self._overlays.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.cameras.calibration import CameraCalibration
+from molmoact2_ros.cameras.calibration import CameraCalibration, distorted, mount_poses, undistorted
 from molmoact2_ros.embodiments import Embodiment
 
 Array = NDArray[np.float64]
@@ -58,19 +58,7 @@ def camera_pose(embodiment: Embodiment, calibration: CameraCalibration, joints: 
     Raises:
         ValueError: the mount is unknown, or the camera moves and no joints were given.
     """
-    mounts = embodiment.wrist_links
-    if calibration.mount == embodiment.base_link:
-        return calibration.pose
-    if calibration.mount not in mounts:
-        raise ValueError(
-            f"a camera of {embodiment.name} is mounted on {embodiment.base_link} or {' or '.join(mounts)}, "
-            f"got {calibration.mount!r}"
-        )
-    if joints is None:
-        raise ValueError(f"a camera on {calibration.mount} moves with the arm: its pose needs the joint positions")
-    chain, indices = embodiment.chains[mounts.index(calibration.mount)]
-    link: Array = chain.frames(embodiment.checked(joints, "joint positions")[list(indices)])[-2]
-    return link @ calibration.pose
+    return mount_poses(embodiment, calibration.mount, joints) @ calibration.pose
 
 
 def project(points: Array, calibration: CameraCalibration, pose: Array) -> tuple[Array, NDArray[np.bool_]]:
@@ -83,8 +71,14 @@ def project(points: Array, calibration: CameraCalibration, pose: Array) -> tuple
     local = np.asarray(points, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
     in_front = local[:, 2] > NEAREST_M
     pixels = np.full((len(local), 2), np.nan)
-    seen = local[in_front] @ np.asarray(calibration.k).T
-    pixels[in_front] = seen[:, :2] / seen[:, 2:3]
+    flat = local[in_front, :2] / local[in_front, 2:3]
+    if np.any(calibration.d):
+        # A polynomial means nothing far outside the image: there it may lead back into it.
+        distance = np.linalg.norm(flat, axis=1, keepdims=True)
+        near = flat * np.minimum(1.0, calibration.widest / np.maximum(distance, 1e-12))
+        flat = flat + distorted(near, calibration.d) - near
+    k = np.asarray(calibration.k)
+    pixels[in_front] = flat @ k[:2, :2].T + k[:2, 2]
     return pixels, in_front
 
 
@@ -98,5 +92,6 @@ def points_of_depth(depth: NDArray[np.float32], calibration: CameraCalibration) 
         (np.arange(width) + 0.5) * calibration.width / width, (np.arange(height) + 0.5) * calibration.height / height
     )
     k = np.asarray(calibration.k)
-    rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], axis=-1)
+    flat = undistorted(np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1]], axis=-1), calibration.d)
+    rays = np.concatenate([flat, np.ones_like(u)[..., None]], axis=-1)
     return (rays * depth[..., None]).reshape(-1, 3).astype(np.float32)

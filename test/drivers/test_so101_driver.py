@@ -16,6 +16,7 @@ from so101_rig import ROBOT, Rig
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import DriverError, StaleError
 from molmoact2_ros.drivers.so101 import So101Driver
+from molmoact2_ros.drivers.so101_limp import LimpSo101
 from molmoact2_ros.embodiments import ModelFrame
 from molmoact2_ros.simulation.emulators.feetech import MULTI_TURN, Faults
 
@@ -332,3 +333,20 @@ def test_lerobots_own_calibration_runs_on_the_bus_and_its_file_is_accepted(rig: 
 def test_a_healthy_line_loses_no_reading(connected: Rig):
     assert all(isinstance(found, np.ndarray) for found in connected.tried(50))
     assert connected.driver.line.late == connected.driver.line.corrupt == connected.driver.line.stray_bytes == 0
+
+
+def test_an_arm_that_is_moved_by_hand_is_read_and_nothing_is_written(rig: Rig):
+    limp = LimpSo101(rig.config())
+    before = {number: bytes(servo.registers[40:48]) for number, servo in rig.bus.servos.items()}  # torque and goals
+    limp.connect()
+    for shift in (0.0, 0.3):
+        rig.joints.position = ROBOT.rest_position + shift
+        assert np.allclose(limp.read().positions, ROBOT.rest_position + shift, atol=TICKS)
+    with pytest.raises(DriverError, match="takes no commands"):
+        limp.write(ROBOT.rest_position)
+    limp.close()
+    assert {number: bytes(servo.registers[40:48]) for number, servo in rig.bus.servos.items()} == before
+    rig.driver.connect()  # gives torque
+    with pytest.raises(DriverError, match="hold it, and it is to be moved by hand"):
+        limp.connect()
+    assert all(servo.registers[40] for servo in rig.bus.servos.values()), "an arm that holds was let go"

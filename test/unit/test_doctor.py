@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from molmoact2_ros.diagnostics import Level
+from molmoact2_ros.doctor.calibration import calibration
 from molmoact2_ros.doctor.checks import CHECKS, examine
 from molmoact2_ros.doctor.finding import Cell, Finding
 from molmoact2_ros.doctor.probe import Machine
@@ -269,4 +271,40 @@ def test_the_config_file_of_each_robot_is_understood():
 def test_this_machine_can_be_examined():
     found = examine(Machine(), Cell())
     assert not [finding for finding in found if "could not be checked" in finding.message]
-    assert len({finding.check for finding in found}) >= 6 and len(CHECKS) == 11
+    assert len({finding.check for finding in found}) >= 6 and len(CHECKS) == 12
+
+
+CALIBRATED = "width: 640, height: 480, k: [600, 0, 320, 0, 600, 240, 0, 0, 1], xyz: [0, 0, 1], wxyz: [0, 1, 0, 0]"
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "words"),
+    [
+        (
+            f"front: {{{CALIBRATED}, mount: base_link, measured: {{day: 2026-01-02, place_mm: 0.6}}}}",
+            Level.OK,
+            "0.6 mm",
+        ),
+        (f"top: {{{CALIBRATED}, mount: base_link}}", Level.WARN, "no camera 'front'; it has top"),
+        (f"front: {{{CALIBRATED}, mount: table}}", Level.ERROR, "'table', which is none of base_link, gripper_link"),
+        ("front: {width: 640}", Level.ERROR, "needs width, height, k"),
+        (f"front: {{{CALIBRATED.replace('640', '320')}, mount: base_link}}", Level.WARN, "calibrated at 320x480"),
+    ],
+)
+def test_a_calibration_file_is_looked_at(text: str, level: Level, words: str, tmp_path: Path):
+    file = tmp_path / "cameras.yaml"
+    file.write_text(text)
+    config = tmp_path / "my_cell.yaml"
+    config.write_text(
+        f"/**/visualizer: {{ros__parameters: {{calibration_file: {file}}}}}\n"
+        "/**/camera: {ros__parameters: {names: [front], formats: [640x480@30]}}\n"
+    )
+    found = [one for one in calibration(Workcell(), cell_of("so101", str(config), "bags"))]
+    assert [one.level for one in found] == [level] and words in found[0].message
+    assert found[0].level is Level.OK or "calibrate cameras" in found[0].command
+
+
+def test_a_calibration_file_that_is_not_there_is_an_error(tmp_path: Path):
+    cell = Cell("so101", {"visualizer": {"calibration_file": str(tmp_path / "none.yaml")}})
+    (found,) = calibration(Workcell(), cell)
+    assert found.level is Level.ERROR and "none.yaml" in found.message
