@@ -71,15 +71,21 @@ class ProcessGroup:
         log_dir: folder for `<node>.log`, made anew for each session's nodes.
         environment: environment of the nodes, as `node_environment` returns it.
         piped: names of nodes whose standard output the caller reads; the others' goes to their log.
+        fed: names of nodes whose standard input the caller writes.
     """
 
     def __init__(
-        self, specs: Iterable[NodeSpec], log_dir: Path, environment: Mapping[str, str], piped: Iterable[str] = ()
+        self,
+        specs: Iterable[NodeSpec],
+        log_dir: Path,
+        environment: Mapping[str, str],
+        piped: Iterable[str] = (),
+        fed: Iterable[str] = (),
     ) -> None:
         self._specs = tuple(specs)
         self._log_dir = log_dir
         self._environment = dict(environment)
-        self._piped = frozenset(piped)
+        self._piped, self._fed = frozenset(piped), frozenset(fed)
         self.processes: dict[str, Process] = {}
 
     def __enter__(self) -> ProcessGroup:
@@ -118,7 +124,7 @@ class ProcessGroup:
         with log.open(mode) as out:
             return subprocess.Popen(
                 [sys.executable, "-m", spec.module, *spec.ros_arguments()],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if spec.name in self._fed else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if spec.name in self._piped else out,
                 stderr=out,
                 env={**self._environment, LAUNCHER: str(parent), **spec.environment},
@@ -188,8 +194,10 @@ class ProcessGroup:
             for number, handler in replaced.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
             for process in self.processes.values():
-                if process.popen.stdout is not None:
-                    process.popen.stdout.close()
+                for pipe in (process.popen.stdin, process.popen.stdout):
+                    if pipe is not None:
+                        with contextlib.suppress(BrokenPipeError):
+                            pipe.close()
 
 
 def _never() -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from molmoact2_ros import __version__
 from molmoact2_ros.cli import bench, compile, doctor, episodes, inspect_checkpoint, models, sim, train_cell
+from molmoact2_ros.cli import run as run_command
 from molmoact2_ros.cli.arguments import FAILED, INTERRUPTED, USAGE, UsageError
 
-COMMANDS = (sim, episodes, models, inspect_checkpoint, train_cell, doctor, compile, bench)
+COMMANDS = (run_command, sim, episodes, models, inspect_checkpoint, train_cell, doctor, compile, bench)
 
 
 def parser() -> argparse.ArgumentParser:
