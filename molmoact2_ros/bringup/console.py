@@ -227,6 +227,8 @@ class Console:
             return "t tells a task; s goes to the start pose"
         if policy is not None and policy[0] > 0:
             return f"s goes to the start pose; policy {policy[1]}"
+        if not self.state.get("chunks") and not self._no_policy:
+            return "wait: no usable chunk comes yet; s goes to the start pose"
         return "a arms (look at the preview first), s arms and goes to the start pose"
 
     def rows(self) -> list[Row]:

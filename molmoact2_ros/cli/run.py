@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from molmoact2_ros.cli.arguments import FAILED, OK, Commands, UsageError, check_renderer, checkpoint_from, shown
 
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     option("--emulated", action="store_true", help="the real driver on an emulated bus, the simulated cell behind it")
     option("--seed", type=int, default=1000, help="of the emulated cell: where the cube lies (%(default)s)")
     option("--out", type=Path, default=Path("out"), metavar="DIR", help="logs (%(default)s)")
-    run.set_defaults(run=_run)
+    run.set_defaults(run=_run, orderly=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -47,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from molmoact2_ros.bringup.console import Console
     from molmoact2_ros.bringup.keys import keyboard
     from molmoact2_ros.bringup.operating import operate
+    from molmoact2_ros.bringup.preflight import check_checkpoint
     from molmoact2_ros.bringup.session import orderly_signals
     from molmoact2_ros.bringup.specs import nodes
     from molmoact2_ros.recording.episode_recorder import finished_bags
@@ -55,21 +56,21 @@ def _run(arguments: argparse.Namespace) -> int:
     keys = sys.stdin.fileno() if screen.is_terminal and _has_descriptor() and keyboard(sys.stdin.fileno()) else None
     options = options_from(arguments, "lines" if keys is None else "keys")
     specs = nodes(options)
-    check_port(options, specs)
+    check_port(specs)
     if options.emulated:
         check_renderer()
+    if not examined(options, specs, screen):
+        return FAILED
+    check_checkpoint(specs)
     log = arguments.out.resolve() / "log"
+    log.mkdir(parents=True, exist_ok=True)
+    environment = environment_of(options)
+    screen.print(reach(environment, options), highlight=False, markup=False, soft_wrap=True)
+    names = [spec.name for spec in specs]
+    title = f"{options.robot}{', emulated' if options.emulated else ''}"
+    console = Console(title, names, task=options.task if arguments.task else "", records=bool(options.record))
+    before = {path.name for path in Path(options.record).glob("episode_*")} if options.record else set()
     with orderly_signals():
-        if not examined(options, specs, screen):
-            return FAILED
-        check_checkpoint(options, specs)
-        log.mkdir(parents=True, exist_ok=True)
-        environment = environment_of(options)
-        screen.print(reach(environment, options), highlight=False, markup=False, soft_wrap=True)
-        names = [spec.name for spec in specs]
-        title = f"{options.robot}{', emulated' if options.emulated else ''}"
-        console = Console(title, names, task=options.task if arguments.task else "", records=bool(options.record))
-        before = {path.name for path in Path(options.record).glob("episode_*")} if options.record else set()
         operate(specs, log, environment, console, screen, keys)
     if options.record:
         bags = finished_bags(Path(options.record), before)
@@ -119,15 +120,10 @@ def options_from(arguments: argparse.Namespace, operator: str) -> Options:
     )
 
 
-def parameters_of(spec: NodeSpec) -> dict[str, Any]:
-    """What the node is told: by its parameter files, and on top of them."""
-    from molmoact2_ros.parameter_files import parameters_for
-
-    return {**parameters_for(spec.configs, f"{spec.namespace.rstrip('/')}/{spec.name}"), **spec.parameters}
-
-
-def check_port(options: Options, specs: Iterable[NodeSpec]) -> None:
+def check_port(specs: Iterable[NodeSpec]) -> None:
     """Raise UsageError where nothing says which arm is meant."""
+    from molmoact2_ros.bringup.preflight import parameters_of
+
     for spec in specs:
         if spec.name == "so101_driver" and not parameters_of(spec).get("port"):
             raise UsageError(
@@ -139,6 +135,7 @@ def check_port(options: Options, specs: Iterable[NodeSpec]) -> None:
 def examined(options: Options, specs: Iterable[NodeSpec], screen: Screen) -> bool:
     """Make the doctor's checks that concern this robot and show what is not as it should be; False where a fault must
     be mended first."""
+    from molmoact2_ros.bringup.preflight import parameters_of
     from molmoact2_ros.diagnostics import Level
     from molmoact2_ros.doctor.checks import checks_before, examine
     from molmoact2_ros.doctor.finding import Cell
@@ -156,27 +153,6 @@ def examined(options: Options, specs: Iterable[NodeSpec], screen: Screen) -> boo
     faults = ", ".join(dict.fromkeys(finding.check for finding in found if finding.level is Level.ERROR))
     print(f"molmoact2: not started: {faults} must be mended first", file=sys.stderr)
     return False
-
-
-def check_checkpoint(options: Options, specs: Iterable[NodeSpec]) -> None:
-    """Hold the checkpoint against the robot before anything is started.
-
-    Raises:
-        ValueError: it does not fit; the message has the table of what each says.
-    """
-    from molmoact2_ros.embodiments import embodiment
-    from molmoact2_ros.policy.checkpoint import Choices, open_checkpoint
-
-    for spec in specs:
-        if spec.name == "policy":
-            told = parameters_of(spec)
-            choices = Choices(
-                cameras=tuple(filter(None, told.get("cameras", ()))),
-                cell_cameras=tuple(filter(None, told.get("cell_cameras", ()))),
-                base=told.get("base_checkpoint", ""),
-                joint_frame=told.get("joint_frame", "auto"),
-            )
-            open_checkpoint(told["checkpoint"], embodiment(options.robot), told["norm_tag"], choices=choices)
 
 
 def environment_of(options: Options) -> dict[str, str]:

@@ -43,6 +43,8 @@ ANSWER_S, BAG_S, RESET_S = 10.0, 45.0, 3.0
 """How long an answer may take: of a node, of the recorder that writes a bag to its end, and of an arm that still
 decelerates when its e-stop is reset."""
 RETRY_S = 0.1
+CHUNKS_S = 2.0
+"""After so long without a usable chunk none come any more."""
 
 CALLS: Mapping[str, tuple[type, str, Callable[[Mapping[str, Any]], Any]]] = {
     "arm": (SetBool, "executor/arm", lambda _: SetBool.Request(data=True)),
@@ -92,6 +94,7 @@ class OperatorNode(MolmoNode):
         self._executor: tuple[float, str, dict[str, str]] = (-1e9, "", {})
         self._driver: tuple[int, str] | None = None
         self._task, self._task_at = "", -1e9
+        self._chunks, self._chunk_at = 0, -1e9
         self._pressing: dict[str, str] = {}
         self._said: dict[str, tuple[float, int, str, dict[str, str]]] = {}
 
@@ -103,7 +106,7 @@ class OperatorNode(MolmoNode):
                 made[name] = self.create_client(kind, name)
                 self._owned.append(partial(self.destroy_client, made[name]))
             self._clients_of[ask] = made[name]
-        self._tell = self.output(String, "task", RELIABLE)
+        self._tell = None if self.param("asks_policy") else self.output(String, "task", LATCHED)
         self.listen(DiagnosticStatus, "executor/state", self._on_executor, LATCHED)
         self.hear(DiagnosticStatus, "driver/state", self._on_driver)
         self.hear(String, "task", self._on_task)
@@ -184,7 +187,7 @@ class OperatorNode(MolmoNode):
 
     def _begin(self, asked: Mapping[str, Any]) -> None:
         ask, now = asked["ask"], time.monotonic()
-        if ask == "task" and not self.param("asks_policy"):
+        if ask == "task" and self._tell is not None:
             self._tell.publish(String(data=str(asked["text"])))
             self._answer(asked, True, f"told: {asked['text']}")
             return
@@ -252,6 +255,10 @@ class OperatorNode(MolmoNode):
         before = self._executor[1]
         values = {pair.key: pair.value for pair in message.values}
         self._executor = time.monotonic(), message.message, values
+        chunks = sum(int(values.get(f"chunks_{what}", 0)) for what in ("accepted", "previewed"))
+        if chunks > self._chunks:
+            self._chunk_at = time.monotonic()
+        self._chunks = chunks
         if before == "ESTOPPED" and message.message != "ESTOPPED":
             self._pressing.clear()  # a reset forgets buttons whose publishers have gone, and no other could be pressed
         if message.message != before:
@@ -293,8 +300,8 @@ class OperatorNode(MolmoNode):
 
     def _state(self) -> dict[str, object]:
         """executor: its state, empty while it is silent, with its reason. chunk_age_ms, latency_ms: as text, or empty.
-        stops: who presses the e-stop. driver: [level, words], or null. said: [level, words] by node. ready: requests
-        that can be made."""
+        chunks: whether usable ones come. stops: who presses the e-stop. driver: [level, words], or null. said: [level,
+        words] by node. ready: requests that can be made."""
         state, values = self._state_of()
         now = time.monotonic()
         said = {name: (level, words) for name, (at, level, words, _) in self._said.items() if now - at < SAID_S}
@@ -306,6 +313,7 @@ class OperatorNode(MolmoNode):
             "reason": values.get("reason", ""),
             "chunk_age_ms": values.get("chunk_age_ms", ""),
             "latency_ms": latency,
+            "chunks": now - self._chunk_at < CHUNKS_S,
             "task": self._task,
             "stops": sorted(set(self._pressing.values())),
             "driver": self._driver,

@@ -69,8 +69,8 @@ def eventually(condition, seconds: float = 30.0) -> bool:
 
 
 def test_a_node_that_ignores_every_signal_is_killed_with_its_helpers(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "INTERRUPT_S", 0.3)
     monkeypatch.setattr(processes, "TERMINATE_S", 0.3)
+    monkeypatch.setattr(processes, "AGAIN_S", 0.3)
     mark = uuid.uuid4().hex
     with ProcessGroup([script("stubborn")], tmp_path, {**os.environ, "MOLMOACT2_TEST": mark}) as bringup:
         log = bringup.processes["script"].log
@@ -128,7 +128,7 @@ def test_nodes_end_in_order_and_each_only_when_those_before_it_have(tmp_path):
 
 
 def test_a_second_interrupt_ends_the_others_at_once_and_leaves_the_arm_its_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "INTERRUPT_S", 300.0)
+    monkeypatch.setattr(processes, "TERMINATE_S", 300.0)
     diary = tmp_path / "diary"
     specs = [polite(diary, "executor", 1.0), script("stubborn", "camera"), polite(diary, "so101_driver", 1.0)]
 

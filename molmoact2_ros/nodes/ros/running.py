@@ -17,6 +17,13 @@ from rclpy.signals import SignalHandlerOptions
 
 from molmoact2_ros.bringup.ending import DRIVERS, ENDS_AFTER, PARK_S, REST_S, SETTLE_S, Launcher
 
+IN_LIBRARY_S = 1.5
+"""How long a node that is ended while it is being configured may take to give back what it has."""
+
+
+class EndedEarlyError(BaseException):
+    """A signal came while a node was being configured. Not an Exception, so that nothing on the way swallows it."""
+
 
 def run_node(factory: Callable[[], Any]) -> int:
     """Main of a node: spin until SIGINT, SIGTERM or the end of what started it, then tear down.
@@ -31,14 +38,23 @@ def run_node(factory: Callable[[], Any]) -> int:
     """
     ended = threading.Event()
     wake: list[Callable[[], object]] = []
+    starting: list[str] = []
 
     def end(*_: object) -> None:
         ended.set()
         for action in wake:
             action()
 
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
+    def interrupted(*_: object) -> None:
+        end()
+        if starting:  # loading a model takes minutes, and what is begun here is given back below
+            name = starting.pop()
+            if name not in DRIVERS:
+                _end_by_force(IN_LIBRARY_S)
+            raise EndedEarlyError
+
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
     launcher = Launcher(os.environ)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -61,11 +77,16 @@ def run_node(factory: Callable[[], Any]) -> int:
     watch_launcher()
     status = 0
     try:
+        starting.append(node.get_name())
         if not ended.is_set() and node.param("autostart") and not node.autostart():
             status = 1
+        starting.clear()
         while not status and not ended.is_set() and node.finished is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.5)
         if ended.is_set() and not status:
+            _wait_for_others(node, executor)
+    except EndedEarlyError:
+        if node.active:
             _wait_for_others(node, executor)
     except ExternalShutdownException:
         pass
@@ -75,6 +96,18 @@ def run_node(factory: Callable[[], Any]) -> int:
         node.destroy_node()
         rclpy.try_shutdown()
     return status or node.finished or 0
+
+
+def _end_by_force(seconds: float) -> None:
+    """End this process when it has not done so by itself: a library that computes hears no signal before it is done."""
+
+    def end() -> None:
+        print("ended while it was being configured", file=sys.stderr, flush=True)
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _wait_for_others(node: Any, executor: SingleThreadedExecutor) -> None:
