@@ -2,8 +2,8 @@
 go out as values, and what the cell said comes in as values.
 
 An episode: disarm the executor, reset the cell, say the task, wait for a chunk that has seen the new scene, arm, watch
-until the cell reports success or failure or the time is up, disarm. An e-stop ends the episode; the next one begins when
-a person has reset it.
+until the cell reports success or failure or the time is up, disarm. An e-stop ends the episode; the next one begins
+when a person has reset it.
 """
 
 from __future__ import annotations
