@@ -150,8 +150,10 @@ class OperatorNode(MolmoNode):
     def _heard(self, line: bytes) -> None:
         try:
             asked = json.loads(line)
-            ask = asked["ask"]
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
+            asked = None
+        ask = asked.get("ask") if isinstance(asked, dict) else None
+        if not isinstance(ask, str):
             self.get_logger().error(f"a request must be a JSON object with the key 'ask', got {line!r}")
             return
         self._alive = time.monotonic()
