@@ -43,6 +43,7 @@ ANSWER_S, BAG_S, RESET_S = 10.0, 45.0, 3.0
 """How long an answer may take: of a node, of the recorder that writes a bag to its end, and of an arm that still
 decelerates when its e-stop is reset."""
 RETRY_S = 0.1
+AGAIN = "stopped again"
 CHUNKS_S = 2.0
 """After so long without a usable chunk none come any more."""
 
@@ -84,7 +85,7 @@ class OperatorNode(MolmoNode):
     def __init__(self) -> None:
         super().__init__("operator")
         self._lock = threading.Lock()
-        self._pressed = False
+        self._pressed, self._presses = False, 0
         self._button: Any = None
         self._alive = -1e9
         self._reader: threading.Thread | None = None
@@ -158,24 +159,35 @@ class OperatorNode(MolmoNode):
             return
         self._alive = time.monotonic()
         if ask == "stop":
-            self._press(True)
+            self._press()
         elif ask in CALLS:
-            self._queue.append(asked)
+            self._queue.append({**asked, "presses": self._presses})
             self._wake.trigger()
         elif ask != "alive":
             self.get_logger().error(f"there is no request {ask!r}; there are: {', '.join(CALLS)}, stop, alive")
 
-    def _press(self, pressed: bool) -> None:
+    def _press(self) -> None:
         with self._lock:
-            self._pressed = pressed
-            if self._button is not None:
-                self._button.publish(Bool(data=pressed))
+            self._pressed = True
+            self._presses += 1
+            self._publish_button()
+
+    def _let_go(self, presses: int) -> bool:
+        """Release the button, but for a press after the first `presses`."""
+        with self._lock:
+            if self._presses == presses:
+                self._pressed = False
+                self._publish_button()
+            return not self._pressed
+
+    def _publish_button(self) -> None:
+        if self._button is not None:
+            self._button.publish(Bool(data=self._pressed))
 
     def _beat(self) -> None:
         if time.monotonic() - self._alive < self.param("silence_s"):
             with self._lock:
-                if self._button is not None:
-                    self._button.publish(Bool(data=self._pressed))
+                self._publish_button()
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -198,8 +210,9 @@ class OperatorNode(MolmoNode):
             where = f"in {self.get_namespace()} of ROS domain {os.environ.get('ROS_DOMAIN_ID', '0')}"
             self._answer(asked, False, f"there is another executor {where}: end it, two must not command one arm")
             return
-        if ask == "reset":
-            self._press(False)
+        if ask == "reset" and not self._let_go(asked["presses"]):
+            self._answer(asked, False, AGAIN)
+            return
         limit = RESET_S if ask == "reset" else BAG_S if ask == "end" else ANSWER_S
         waiting = Waiting(asked, now + limit)
         if not self._clients_of[ask].service_is_ready():
@@ -229,7 +242,7 @@ class OperatorNode(MolmoNode):
             waiting.last, waiting.again = message, time.monotonic() + RETRY_S
             return
         self._waiting.remove(waiting)
-        self._answer(waiting.asked, ok, "stopped again" if pressed_again else message)
+        self._answer(waiting.asked, ok, AGAIN if pressed_again else message)
 
     def _look_after(self) -> None:
         """Ask again where that was promised, and give up what nobody answers."""
@@ -244,7 +257,7 @@ class OperatorNode(MolmoNode):
             elif waiting.again is not None and now >= waiting.again:
                 if self._pressed:
                     self._waiting.remove(waiting)
-                    self._answer(waiting.asked, False, "stopped again")
+                    self._answer(waiting.asked, False, AGAIN)
                 else:
                     self._call(waiting)
 
