@@ -210,7 +210,7 @@ class Console:
             return "look at the arm, then d disarms, then a arms again"
         if state == "DISARMED":
             if driver is not None and driver[0] > 0:
-                return f"wait or mend: driver {driver[1]}"
+                return f"wait, or mend: {driver[1]}"
             return self._before_arming()
         if state == "STOPPING":
             return "wait: the arm comes to rest"
@@ -226,10 +226,10 @@ class Console:
         if not self.state.get("task") and not self._no_policy:
             return "t tells a task; s goes to the start pose"
         if policy is not None and policy[0] > 0:
-            return f"s goes to the start pose; policy {policy[1]}"
+            return "wait, or mend what the policy names; s goes to the start pose"
         if not self.state.get("chunks") and not self._no_policy:
             return "wait: no usable chunk comes yet; s goes to the start pose"
-        return "a arms (look at the preview first), s arms and goes to the start pose"
+        return "a arms, s arms and goes to the start pose"
 
     def rows(self) -> list[Row]:
         """The display, from top to bottom."""

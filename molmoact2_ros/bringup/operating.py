@@ -68,10 +68,11 @@ class LiveScreen:
 
     def show(self, console: Console) -> None:
         """Draw what there is to see now."""
+        rows = console.rows()
         table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, style="dim")
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        for row in console.rows():
+        table.add_column(no_wrap=True, style="dim", min_width=max(len(row.name) for row in rows))
+        table.add_column(overflow="fold")
+        for row in rows:
             table.add_row(row.name, Text(row.text, style=row.style))
         self._live.update(table, refresh=True)
 

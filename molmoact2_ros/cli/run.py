@@ -35,6 +35,7 @@ def add(commands: Commands) -> None:
     option("--record", default="", metavar="DIR", help="have a recorder write bags into DIR; the key e begins one")
     option("--config", default="", metavar="FILE", help="parameter file of your own, on top of the robot's")
     option("--namespace", default="", metavar="N", help="ROS namespace (the robot's name)")
+    option("--visualize", action="store_true", help="start the visualizer, too: what RViz or Foxglove shows of a run")
     option("--emulated", action="store_true", help="the real driver on an emulated bus, the simulated cell behind it")
     option("--seed", type=int, default=1000, help="of the emulated cell: where the cube lies (%(default)s)")
     option("--out", type=Path, default=Path("out"), metavar="DIR", help="logs (%(default)s)")
@@ -108,7 +109,7 @@ def options_from(arguments: argparse.Namespace, operator: str) -> Options:
         episodes=0,
         seed=arguments.seed,
         record=str(Path(arguments.record).expanduser().resolve()) if arguments.record else "",
-        visualize=False,
+        visualize=arguments.visualize,
         namespace=arguments.namespace,
         link_prefix=f"molmoact2_{os.getpid()}" if arguments.emulated else "",
         config=arguments.config,

@@ -63,7 +63,7 @@ def test_an_arm_is_driven_with_keys_from_start_to_quit(policy: str, tmp_path: Pa
             terminal.press(keys)
             shows(words, STEP_S, since)
 
-        shows("a arms (look at the preview first)", START_S)
+        shows("a arms, s arms", START_S)
         assert robot.states == ["DISARMED"], "armed before a key was pressed"
         press("e", "episode_0001")
         press("a", "armed; holding the measured position")
@@ -75,7 +75,7 @@ def test_an_arm_is_driven_with_keys_from_start_to_quit(policy: str, tmp_path: Pa
         press("tput the red cube down\r", "put the red cube down")
         press("e", "episode_0001")
         press("lg", "success")
-        wait_until(lambda: "a arms" in terminal.screen[-1500:], lambda: terminal.screen, STEP_S)
+        wait_until(lambda: "a arms, s arms" in terminal.screen[-1500:], lambda: terminal.screen, STEP_S)
         press("s", "going to the start pose")
         robot.reaches("TRACKING", terminal)
         press("d", "decelerating to rest, then DISARMED")

@@ -163,7 +163,7 @@ SAID = {name: (0, "fine") for name in NODES[:-1]}
         (state("ESTOPPED", stops=["/so101/pendant", "this console"]), "/so101/pendant must let go"),
         (state("FAULT"), "look at the arm, then d"),
         (state(driver=(1, "no serial port")), "no serial port"),
-        (state(said={**SAID, "policy": (1, "no image of front")}), "no image of front"),
+        (state(said={**SAID, "policy": (1, "no image of front")}), "mend what the policy names"),
         (state(task=""), "t tells a task"),
         (state(chunks=False), "no usable chunk"),
         (state(), "a arms"),
