@@ -17,6 +17,7 @@ from molmoact2_ros.bringup.keys import BACKSPACE, ENTER, ERASE_LINE, ESCAPE, PAS
 Request = dict[str, Any]
 """What the operator node is asked, see there."""
 
+ENDING = "ending: the arm comes to rest, is parked where park_pose says so, and its driver lets go last"
 LET_GO = ("DISARMED", "ESTOPPED", "UNCONFIGURED")
 """States in which nothing is commanded, or the arm is stopped already."""
 ASKED = {
@@ -58,6 +59,8 @@ class Console:
     task: str = ""
     records: bool = False
     quit: bool = False
+    ending: bool = False
+    """The nodes are being ended: nothing but a stop can be asked for."""
     state: dict[str, Any] = field(default_factory=dict)
     typed: str | None = None
     """The task that is being typed; None while none is."""
@@ -89,6 +92,8 @@ class Console:
                     self.typed += " "
                 self.answer = (True, "STOP")
                 return [{"ask": "stop"}]
+            if self.ending:
+                return []
             if self.typed is not None:
                 return self._type(key)
             if self.labelling:
@@ -197,6 +202,8 @@ class Console:
     def advice(self) -> str:
         """What to do next."""
         state, ready = self.state.get("executor", ""), self.state.get("ready", [])
+        if self.ending:
+            return ENDING
         if not state or "arm" not in ready:
             missing = self.missing()
             return f"wait: {', '.join(missing)} not there yet" if missing else "wait: the executor is silent"
@@ -261,6 +268,8 @@ class Console:
         return Row("said", words, "" if ok else "yellow")
 
     def _keys(self) -> str:
+        if self.ending:
+            return "SPACE STOP (also while the arm is parked)   Ctrl-C hurries what does not hold the arm"
         if self.typed is not None:
             blank = "SPACE STOPS the arm, _ is a blank without" if self.moves else "SPACE is a blank"
             last = f"; Enter alone: {self._last_task}" if self._last_task and not self.typed else ""
@@ -282,7 +291,7 @@ class Console:
             lines += self.warnings
             if self.answer[1]:
                 lines.append(self.answer[1])
-            return lines
+            return [ENDING] if self.ending else lines
 
 
 def same(line: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console as Screen
@@ -16,12 +16,11 @@ from rich.text import Text
 
 from molmoact2_ros.bringup.console import Console, Request, same
 from molmoact2_ros.bringup.keys import Key, Listener, single_keys
-from molmoact2_ros.bringup.processes import ProcessGroup
-from molmoact2_ros.bringup.session import Line, SessionError, lines_of
+from molmoact2_ros.bringup.processes import Process, ProcessGroup
+from molmoact2_ros.bringup.session import Line, SessionError, lines_of, spoken
 from molmoact2_ros.bringup.specs import NodeSpec
 
 OPERATOR = "operator"
-ENDING = "ending: the arm comes to rest, is parked where park_pose says so, and its driver lets go last"
 
 
 class Wire:
@@ -76,10 +75,6 @@ class LiveScreen:
             table.add_row(row.name, Text(row.text, style=row.style))
         self._live.update(table, refresh=True)
 
-    def say(self, words: str) -> None:
-        """Draw one line in place of the rows."""
-        self._live.update(Text(words), refresh=True)
-
 
 class PlainScreen:
     """A line for every change; figures alone are none. Use as a context manager."""
@@ -99,13 +94,9 @@ class PlainScreen:
         lines = console.plain()
         for line in lines:
             if same(line) not in self._shown:
-                self.say(line)
+                self._screen.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._screen.file.flush()
         self._shown = [same(line) for line in lines]
-
-    def say(self, words: str) -> None:
-        """Print one line."""
-        self._screen.print(words, highlight=False, markup=False, soft_wrap=True)
-        self._screen.file.flush()
 
 
 def operate(
@@ -145,7 +136,8 @@ def operate(
                     wire.send(console.hear(line))
                 display.show(console)
         finally:
-            display.say(ENDING)
+            console.ending = True
+            listening.callback(_follow(process, console, display))
         if not console.quit:
             raise SessionError(f"the operator node ended by itself:\n{process.tail()}")
 
@@ -155,6 +147,28 @@ def _until_quit(console: Console, lines: Iterator[Line | None]) -> Iterator[Line
         if console.quit:
             return
         yield line
+
+
+def _follow(process: Process, console: Console, display: PlainScreen | LiveScreen) -> Callable[[], None]:
+    """Go on showing what the operator node says, in a thread, until it has ended; returns what waits for that."""
+    assert process.popen.stdout is not None
+    descriptor = os.dup(process.popen.stdout.fileno())  # whoever started the process closes the other
+
+    def follow() -> None:
+        try:
+            for line in spoken(descriptor, process.log):
+                if line is not None:
+                    console.hear(line)
+                display.show(console)
+        except OSError:  # nobody looks any more: the pipe must still be emptied, or its writer waits for it
+            for _ in spoken(descriptor, process.log):
+                pass
+        finally:
+            os.close(descriptor)
+
+    thread = threading.Thread(target=follow, name="ending", daemon=True)
+    thread.start()
+    return lambda: thread.join(2.0)
 
 
 def _listener(keyboard: int, console: Console, wire: Wire) -> Listener:

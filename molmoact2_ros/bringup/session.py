@@ -83,7 +83,15 @@ def lines_of(process: Process, bringup: ProcessGroup, hear: Callable[[Line], Non
         NodeEndedError: a node ended without which the run cannot go on.
     """
     assert process.popen.stdout is not None
-    descriptor = process.popen.stdout.fileno()
+    for line in spoken(process.popen.stdout.fileno(), process.log):
+        yield line
+        if line is None:
+            for message in bringup.check(expected=(process.spec.name,)):
+                hear({"type": "warning", "message": message})
+
+
+def spoken(descriptor: int, log: Path) -> Iterator[Line | None]:
+    """Yield the objects that are written to a pipe until it is closed, and None at least ten times a second."""
     os.set_blocking(descriptor, False)
     rest = b""
     with selectors.DefaultSelector() as selector:
@@ -95,12 +103,10 @@ def lines_of(process: Process, bringup: ProcessGroup, hear: Callable[[Line], Non
                     return
                 *complete, rest = (rest + data).split(b"\n")
                 for text in complete:
-                    line = _parsed(text.decode(errors="replace"), process.log)
+                    line = _parsed(text.decode(errors="replace"), log)
                     if line is not None:
                         yield line
             yield None
-            for message in bringup.check(expected=(process.spec.name,)):
-                hear({"type": "warning", "message": message})
 
 
 def _parsed(text: str, log: Path) -> Line | None:
@@ -116,4 +122,4 @@ def _parsed(text: str, log: Path) -> Line | None:
     return None
 
 
-__all__ = ["NodeEndedError", "SessionError", "TerminatedError", "lines_of", "orderly_signals", "run_session"]
+__all__ = ["NodeEndedError", "SessionError", "TerminatedError", "lines_of", "orderly_signals", "run_session", "spoken"]

@@ -14,12 +14,16 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from pseudo_terminal import PseudoTerminal
 from ros_process import Companion, eventually, marked, wait_until
+from sensor_msgs.msg import JointState
 
-from molmoact2_ros.nodes.ros.node_base import LATCHED
+from molmoact2_ros.drivers.parking import ParkPath
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
 from molmoact2_ros.recording.episodes import episodes
 from molmoact2_ros.share import bundled_checkpoint
 
 START_S, STEP_S = 120.0, 20.0
+ROBOT = embodiment("so101")
 RUN = [sys.executable, "-m", "molmoact2_ros.cli", "run", "--emulated"]
 
 
@@ -90,6 +94,29 @@ def test_an_arm_is_driven_with_keys_from_start_to_quit(policy: str, tmp_path: Pa
         assert robot.states[-1] == "UNCONFIGURED" and robot.states[-2] in ("STOPPING", "DISARMED"), robot.states
     (episode,) = episodes(bags)
     assert episode.outcome == "success"
+
+
+def test_a_space_stops_an_arm_that_is_being_parked(tmp_path: Path) -> None:
+    pose = ROBOT.rest_position.copy()
+    pose[0] += 1.0
+    own = tmp_path / "own.yaml"
+    own.write_text(f"/**/so101_driver: {{ros__parameters: {{park_pose: {pose.tolist()}, park_speed: 0.01}}}}")
+    assert ParkPath.of(ROBOT, ROBOT.rest_position, pose, 0.01).duration_s > 30.0
+    command = [*RUN, "--policy", "none", "--config", str(own), "--out", str(tmp_path)]
+    with Robot() as robot, PseudoTerminal(command) as terminal:
+        joints = robot.other.listen(JointState, "joint_states", SENSOR)
+
+        def turned() -> float:
+            return float(joints[-1].position[0] - ROBOT.rest_position[0]) if joints else 0.0
+
+        wait_until(lambda: "a arms, s arms" in terminal.text and joints, lambda: terminal.screen, START_S)
+        terminal.press("q")
+        wait_until(lambda: turned() > 0.03, lambda: f"motion; {turned()}\n{terminal.screen}", STEP_S)
+        assert terminal.popen.poll() is None and "also while the arm is parked" in terminal.text
+        terminal.press(" ")
+        assert terminal.popen.wait(15.0) == 0, terminal.screen
+        assert 0.02 < turned() < 0.7
+        assert terminal.settings() == terminal.before
 
 
 def first_lines(popen: subprocess.Popen[str], wanted: Callable[[str], bool]) -> Iterator[str]:

@@ -351,6 +351,7 @@ def test_what_moves_an_arm_ends_before_what_holds_it_and_that_before_the_cell():
         assert set(ends_after("sim")) >= {"executor", f"{robot}_driver"}
         assert ends_after(f"{robot}_driver") == ("executor",)
         assert not ends_after("executor") and not ends_after("camera")
+        assert stage_of("operator") > stage_of(f"{robot}_driver")  # an arm that is being parked can be stopped
 
 
 def test_only_the_simulated_cell_has_nodes_whose_end_ends_the_run():

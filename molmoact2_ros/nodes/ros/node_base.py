@@ -107,6 +107,11 @@ class MolmoNode(LifecycleNode):
         """Release every resource of the node's own; safe to call twice. What `output`, `listen`, `serve` and
         `every` made goes by itself."""
 
+    def lingers(self) -> bool:
+        """At an orderly end, before teardown: begin what takes time, and say whether it still does. Messages are heard
+        meanwhile. Asked until it is done."""
+        return False
+
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         """Level, one line and key-values for `/diagnostics`."""
         return DiagnosticStatus.OK, "active" if self.active else "inactive", {}

@@ -84,10 +84,10 @@ def run_node(factory: Callable[[], Any]) -> int:
         while not status and not ended.is_set() and node.finished is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.5)
         if ended.is_set() and not status:
-            _wait_for_others(node, executor)
+            _end_in_order(node, executor)
     except EndedEarlyError:
         if node.active:
-            _wait_for_others(node, executor)
+            _end_in_order(node, executor)
     except ExternalShutdownException:
         pass
     finally:
@@ -110,8 +110,8 @@ def _end_by_force(seconds: float) -> None:
     timer.start()
 
 
-def _wait_for_others(node: Any, executor: SingleThreadedExecutor) -> None:
-    """Spin until the nodes that end before this one have gone, or have had their time."""
+def _end_in_order(node: Any, executor: SingleThreadedExecutor) -> None:
+    """Spin until the nodes that end before this one have gone, or have had their time, and until this one is done."""
     names = os.environ.get(ENDS_AFTER, "").split()
     deadline = time.monotonic() + REST_S + (PARK_S if set(names) & set(DRIVERS) else 0.0)
 
@@ -127,3 +127,4 @@ def _wait_for_others(node: Any, executor: SingleThreadedExecutor) -> None:
         spin_while(others, deadline)
     if node.get_name() in DRIVERS:
         spin_while(lambda: True, time.monotonic() + SETTLE_S)
+    spin_while(node.lingers, time.monotonic() + PARK_S)
