@@ -96,6 +96,7 @@ def test_an_arm_is_driven_with_keys_from_start_to_quit(policy: str, tmp_path: Pa
     assert episode.outcome == "success"
 
 
+@pytest.mark.slow
 def test_a_space_stops_an_arm_that_is_being_parked(tmp_path: Path) -> None:
     pose = ROBOT.rest_position.copy()
     pose[0] += 1.0
@@ -106,16 +107,17 @@ def test_a_space_stops_an_arm_that_is_being_parked(tmp_path: Path) -> None:
     with Robot() as robot, PseudoTerminal(command) as terminal:
         joints = robot.other.listen(JointState, "joint_states", SENSOR)
 
-        def turned() -> float:
-            return float(joints[-1].position[0] - ROBOT.rest_position[0]) if joints else 0.0
+        def pan() -> float:
+            return float(joints[-1].position[0])
 
         wait_until(lambda: "a arms, s arms" in terminal.text and joints, lambda: terminal.screen, START_S)
+        begun = pan()
         terminal.press("q")
-        wait_until(lambda: turned() > 0.03, lambda: f"motion; {turned()}\n{terminal.screen}", STEP_S)
+        wait_until(lambda: pan() > begun + 0.05, lambda: f"motion; {pan() - begun}\n{terminal.screen}", 60.0)
         assert terminal.popen.poll() is None and "also while the arm is parked" in terminal.text
         terminal.press(" ")
-        assert terminal.popen.wait(15.0) == 0, terminal.screen
-        assert 0.02 < turned() < 0.7
+        assert terminal.popen.wait(60.0) == 0, terminal.screen
+        assert pan() < pose[0] - 0.3, "it was not stopped on its way"
         assert terminal.settings() == terminal.before
 
 
