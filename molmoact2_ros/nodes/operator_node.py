@@ -17,21 +17,14 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.msg import ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
-from rclpy.client import Client
-from rclpy.task import Future
 from std_msgs.msg import Bool, String
-from std_srvs.srv import SetBool, Trigger
 
 from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.operator_requests import AGAIN, CALLS, OperatorRequests
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 HEARTBEAT_S = 0.2
@@ -39,37 +32,11 @@ SILENT_S = 1.5
 """After so long without a word of the executor its last state no longer counts."""
 SAID_S = 3.5
 """What a node said on `/diagnostics` (once a second) counts for so long."""
-ANSWER_S, BAG_S, RESET_S = 10.0, 45.0, 3.0
-"""How long an answer may take: of a node, of the recorder that writes a bag to its end, and of an arm that still
-decelerates when its e-stop is reset."""
-RETRY_S = 0.1
-AGAIN = "stopped again"
 CHUNKS_S = 2.0
 """After so long without a usable chunk none come any more."""
 
-CALLS: Mapping[str, tuple[type, str, Callable[[Mapping[str, Any]], Any]]] = {
-    "arm": (SetBool, "executor/arm", lambda _: SetBool.Request(data=True)),
-    "disarm": (SetBool, "executor/arm", lambda _: SetBool.Request(data=False)),
-    "start": (Trigger, "executor/go_to_start", lambda _: Trigger.Request()),
-    "reset": (Trigger, "executor/reset_e_stop", lambda _: Trigger.Request()),
-    "task": (SetParameters, "policy/set_parameters", lambda asked: _task(str(asked["text"]))),
-    "record": (Trigger, "recorder/start", lambda _: Trigger.Request()),
-    "end": (Trigger, "recorder/stop", lambda _: Trigger.Request()),
-    "label": (SetBool, "recorder/label", lambda asked: SetBool.Request(data=bool(asked["success"]))),
-}
-"""For each request the service that answers it, and what it is sent."""
 MOVING = ("arm", "start")
-
-
-@dataclass
-class Waiting:
-    """A request whose answer has not come. `again`: when it is asked once more, s of the monotonic clock."""
-
-    asked: Mapping[str, Any]
-    deadline: float
-    future: Future | None = None
-    again: float | None = None
-    last: str = ""
+E_STOPPED = "ESTOPPED"
 
 
 class OperatorNode(MolmoNode):
@@ -91,7 +58,6 @@ class OperatorNode(MolmoNode):
         self._reader: threading.Thread | None = None
         self._ended = threading.Event()
         self._queue: deque[Mapping[str, Any]] = deque()
-        self._waiting: list[Waiting] = []
         self._executor: tuple[float, str, dict[str, str]] = (-1e9, "", {})
         self._driver: tuple[int, str] | None = None
         self._task, self._task_at = "", -1e9
@@ -100,13 +66,9 @@ class OperatorNode(MolmoNode):
         self._said: dict[str, tuple[float, int, str, dict[str, str]]] = {}
 
     def setup(self) -> None:
-        made: dict[str, Client] = {}
-        self._clients_of: dict[str, Client] = {}
-        for ask, (kind, name, _) in CALLS.items():
-            if name not in made:
-                made[name] = self.create_client(kind, name)
-                self._owned.append(partial(self.destroy_client, made[name]))
-            self._clients_of[ask] = made[name]
+        self._requests = OperatorRequests(
+            self, self._answer, lambda: self._pressed, lambda: self._state_of()[0] == E_STOPPED
+        )
         self._tell = None if self.param("asks_policy") else self.output(String, "task", LATCHED)
         self.listen(DiagnosticStatus, "executor/state", self._on_executor, LATCHED)
         self.hear(DiagnosticStatus, "driver/state", self._on_driver)
@@ -118,7 +80,7 @@ class OperatorNode(MolmoNode):
                 self._button = self.output(Bool, "e_stop", LATCHED)
             self.every(HEARTBEAT_S, self._beat, inactive=True, steady=True)
         self._wake = self.create_guard_condition(self._take_requests)
-        self.every(0.05, self._look_after, inactive=True, steady=True)
+        self.every(0.05, self._requests.look_after, inactive=True, steady=True)
         self.every(1.0 / self.param("status_hz"), self._print_state, inactive=True, steady=True)
         self._ended.clear()
         self._reader = threading.Thread(target=self._read, name="console", daemon=True)
@@ -132,7 +94,6 @@ class OperatorNode(MolmoNode):
             self.destroy_guard_condition(self._wake)
         with self._lock:
             self._button = None
-        self._waiting.clear()
 
     # -- the console (its own thread) -------------------------------------------------------------------------------
 
@@ -200,7 +161,7 @@ class OperatorNode(MolmoNode):
                 self._answer(asked, False, f"not understood: {error!r}")
 
     def _begin(self, asked: Mapping[str, Any]) -> None:
-        ask, now = asked["ask"], time.monotonic()
+        ask = asked["ask"]
         if ask == "task" and self._tell is not None:
             self._tell.publish(String(data=str(asked["text"])))
             self._answer(asked, True, f"told: {asked['text']}")
@@ -213,53 +174,7 @@ class OperatorNode(MolmoNode):
         if ask == "reset" and not self._let_go(asked["presses"]):
             self._answer(asked, False, AGAIN)
             return
-        limit = RESET_S if ask == "reset" else BAG_S if ask == "end" else ANSWER_S
-        waiting = Waiting(asked, now + limit)
-        if not self._clients_of[ask].service_is_ready():
-            self._answer(asked, False, f"{self.resolve_service_name(CALLS[ask][1])} is not there (yet)")
-            return
-        self._waiting.append(waiting)
-        self._call(waiting)
-
-    def _call(self, waiting: Waiting) -> None:
-        ask = waiting.asked["ask"]
-        waiting.again = None
-        waiting.future = self._clients_of[ask].call_async(CALLS[ask][2](waiting.asked))
-        waiting.future.add_done_callback(partial(self._done, waiting))
-
-    def _done(self, waiting: Waiting, future: Future) -> None:
-        if waiting not in self._waiting or future.cancelled():
-            return
-        answer = future.result()
-        if isinstance(answer, SetParameters.Response):
-            ok = bool(answer.results) and all(result.successful for result in answer.results)
-            words = "; ".join(result.reason for result in answer.results if result.reason)
-            message = words or (f"task: {waiting.asked['text']}" if ok else "refused")
-        else:
-            ok, message = bool(answer.success), str(answer.message)
-        pressed_again = waiting.asked["ask"] == "reset" and self._pressed
-        if waiting.asked["ask"] == "reset" and not ok and not pressed_again and self._state_of()[0] == "ESTOPPED":
-            waiting.last, waiting.again = message, time.monotonic() + RETRY_S
-            return
-        self._waiting.remove(waiting)
-        self._answer(waiting.asked, ok, AGAIN if pressed_again else message)
-
-    def _look_after(self) -> None:
-        """Ask again where that was promised, and give up what nobody answers."""
-        now = time.monotonic()
-        for waiting in tuple(self._waiting):
-            ask = waiting.asked["ask"]
-            if now > waiting.deadline:
-                self._waiting.remove(waiting)
-                if waiting.future is not None:
-                    self._clients_of[ask].remove_pending_request(waiting.future)
-                self._answer(waiting.asked, False, waiting.last or f"no answer from {CALLS[ask][1]}; look at its log")
-            elif waiting.again is not None and now >= waiting.again:
-                if self._pressed:
-                    self._waiting.remove(waiting)
-                    self._answer(waiting.asked, False, AGAIN)
-                else:
-                    self._call(waiting)
+        self._requests.begin(asked)
 
     def _answer(self, asked: Mapping[str, Any], ok: bool, message: str) -> None:
         self._print({"type": "answer", "ask": asked["ask"], "ok": ok, "message": message})
@@ -274,7 +189,7 @@ class OperatorNode(MolmoNode):
         if chunks > self._chunks:
             self._chunk_at = time.monotonic()
         self._chunks = chunks
-        if before == "ESTOPPED" and message.message != "ESTOPPED":
+        if before == E_STOPPED != message.message:
             self._pressing.clear()  # a reset forgets buttons whose publishers have gone, and no other could be pressed
         if message.message != before:
             self._print_state()
@@ -322,7 +237,7 @@ class OperatorNode(MolmoNode):
         said = {name: (level, words) for name, (at, level, words, _) in self._said.items() if now - at < SAID_S}
         policy = self._said.get("policy") or self._said.get("expert")
         latency = policy[3].get("input_age_ms") or policy[3].get("latency_ms", "") if policy else ""
-        ready = [ask for ask, client in self._clients_of.items() if client.service_is_ready()]
+        ready = self._requests.ready()
         return {
             "executor": state,
             "reason": values.get("reason", ""),
@@ -344,11 +259,6 @@ class OperatorNode(MolmoNode):
             print(json.dumps(line), flush=True)
         except BrokenPipeError:  # the reader has gone
             self.finished = 1
-
-
-def _task(text: str) -> SetParameters.Request:
-    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=text)
-    return SetParameters.Request(parameters=[ParameterMessage(name="task", value=value)])
 
 
 main = main_of(OperatorNode)

@@ -17,6 +17,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
@@ -135,6 +136,12 @@ class MolmoNode(LifecycleNode):
         subscription = EveryPublisher(self, msgtype, topic, self._surviving(topic, handle))
         self._owned.append(subscription.destroy)
         return subscription
+
+    def client(self, srvtype: type, name: str) -> Client:
+        """A client of a service that lasts until teardown. For `setup`."""
+        client = self.create_client(srvtype, name)
+        self._owned.append(partial(self.destroy_client, client))
+        return client
 
     def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
         """Offer a service until teardown; a coroutine may take its time, and all else goes on. For `setup`."""
