@@ -7,7 +7,7 @@ import json
 import pytest
 
 from molmoact2_ros.diagnostics import Level
-from molmoact2_ros.doctor.checks import CHECKS, examine
+from molmoact2_ros.doctor.checks import CHECKS, checks_before, examine
 from molmoact2_ros.doctor.finding import Cell, Finding
 from molmoact2_ros.doctor.probe import Machine
 from molmoact2_ros.doctor.report import cell_of, main
@@ -270,3 +270,15 @@ def test_this_machine_can_be_examined():
     found = examine(Machine(), Cell())
     assert not [finding for finding in found if "could not be checked" in finding.message]
     assert len({finding.check for finding in found}) >= 6 and len(CHECKS) == 11
+
+
+def test_before_a_run_only_what_concerns_it_is_looked_at() -> None:
+    def names(**said: bool) -> set[str]:
+        return {check.__name__ for check in checks_before(**said)}
+
+    software = {"ros", "numpy", "packages"}
+    hardware = software | {"cameras", "ports", "can", "realtime"}
+    assert names(policy=True, hardware=False, recorded=False) == software
+    assert names(policy=False, hardware=True, recorded=False) == hardware
+    assert names(policy=True, hardware=True, recorded=True) == hardware | {"gpu", "disk"}
+    assert examine(Workcell(), Cell("so101"), ()) == []
