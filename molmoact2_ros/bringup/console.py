@@ -86,7 +86,7 @@ class Console:
     def key(self, key: Key) -> list[Request]:
         """Take a key; returns what is to be asked for."""
         with self._lock:
-            if key.name == " " and (self.typed is None or self.moves):
+            if key.name == " " and (self.typed is None or self.moves or self.ending):
                 self.labelling = False
                 if self.typed is not None:  # goes on: its letters must not become keys
                     self.typed += " "

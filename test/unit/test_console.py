@@ -92,6 +92,17 @@ def test_a_space_stops_before_anything_was_heard_and_while_everything_is_waited_
     assert press(made, " ") == STOP
 
 
+@pytest.mark.parametrize("before", ["", "l", "tput", "q"])
+@pytest.mark.parametrize("executor", ["TRACKING", "DISARMED", "UNCONFIGURED", ""])
+def test_a_space_stops_while_the_nodes_are_ended_and_nothing_else_is_asked_for(before: str, executor: str) -> None:
+    made = console(executor)
+    press(made, before)
+    made.ending = True
+    assert press(made, "adsrelg\r") == []
+    assert press(made, " ") == STOP  # the driver may be parking the arm
+    assert made.plain() == [made.advice()] and made.advice().startswith("ending: ")
+
+
 def test_a_space_in_a_task_stops_a_moving_arm_and_its_letters_become_no_keys() -> None:
     made = console("TRACKING")
     assert press(made, "tgrab a red") == STOP * 2
