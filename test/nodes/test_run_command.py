@@ -171,11 +171,11 @@ POLICY = [
 @pytest.mark.parametrize(
     ("program", "imported", "status"),
     [
-        (POLICY, "molmoact2_ros.early", 130),
+        (POLICY, "molmoact2_ros.nodes", 130),
         (POLICY, "rclpy.node", 130),
         (POLICY, "numpy._core.multiarray", 130),
         (POLICY, "torch.nn.functional", 0),
-        (["-m", "molmoact2_ros.cli", "run", "--emulated"], "molmoact2_ros.early", 130),
+        (["-m", "molmoact2_ros.cli", "run", "--emulated"], "molmoact2_ros.cli.arguments", 130),
         (["-m", "molmoact2_ros.cli", "run", "--emulated"], "numpy._core.multiarray", 130),
         (["-m", "molmoact2_ros.cli", "sim", "--no-film"], "molmoact2_ros.bringup.specs", 130),
     ],
