@@ -210,3 +210,26 @@ def test_an_interrupt_right_after_the_nodes_were_started_ends_them(tmp_path: Pat
         assert popen.wait(10.0) == 130
         assert not marked(mark)
     assert "Traceback" not in rest + "".join(log.read_text() for log in (tmp_path / "log").glob("*.log"))
+
+
+COMPUTES = """
+import hashlib, sys
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+class Computing(MolmoNode):
+    def __init__(self):
+        super().__init__("computing")
+    def setup(self):
+        print("computing", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"a library that hears no signal", b"before it is done", 2_000_000_000)
+main_of(Computing)()
+"""
+
+
+def test_a_node_that_computes_while_it_is_configured_is_ended_all_the_same(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", COMPUTES], text=True, stdout=-1, stderr=-2) as popen:
+        list(first_lines(popen, lambda line: line == "computing\n"))
+        popen.send_signal(signal.SIGINT)
+        assert popen.stdout is not None
+        rest = popen.stdout.read()
+        assert popen.wait(10.0) == 0
+    assert rest == "ended while it was being configured\n"

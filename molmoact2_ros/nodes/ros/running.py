@@ -48,9 +48,7 @@ def run_node(factory: Callable[[], Any]) -> int:
     def interrupted(*_: object) -> None:
         end()
         if starting:  # loading a model takes minutes, and what is begun here is given back below
-            name = starting.pop()
-            if name not in DRIVERS:
-                _end_by_force(IN_LIBRARY_S)
+            starting.clear()
             raise EndedEarlyError
 
     signal.signal(signal.SIGINT, interrupted)
@@ -76,17 +74,20 @@ def run_node(factory: Callable[[], Any]) -> int:
     node.create_timer(0.5, watch_launcher, clock=node.steady)
     watch_launcher()
     status = 0
+    configured = _ended_by_force(IN_LIBRARY_S) if node.get_name() not in DRIVERS else lambda: None
     try:
         starting.append(node.get_name())
         if not ended.is_set() and node.param("autostart") and not node.autostart():
             status = 1
         starting.clear()
+        configured()
         while not status and not ended.is_set() and node.finished is None and rclpy.ok():
             executor.spin_once(timeout_sec=0.5)
         if ended.is_set() and not status:
             _end_in_order(node, executor)
     except EndedEarlyError:
         if node.active:
+            configured()
             _end_in_order(node, executor)
     except ExternalShutdownException:
         pass
@@ -98,16 +99,29 @@ def run_node(factory: Callable[[], Any]) -> int:
     return status or node.finished or 0
 
 
-def _end_by_force(seconds: float) -> None:
-    """End this process when it has not done so by itself: a library that computes hears no signal before it is done."""
+def _ended_by_force(seconds: float) -> Callable[[], None]:
+    """End this process so long after a signal, unless what is returned was called before.
 
-    def end() -> None:
-        print("ended while it was being configured", file=sys.stderr, flush=True)
-        os._exit(0)
+    While a library computes, this thread runs no handler. The number of a signal is written to a pipe all the same.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    over = threading.Event()
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    def watch() -> None:
+        os.read(read, 1)
+        if not over.wait(seconds):
+            print("ended while it was being configured", file=sys.stderr, flush=True)
+            os._exit(0)
+
+    def done() -> None:
+        over.set()
+        signal.set_wakeup_fd(-1)
+        os.write(write, b"\0")
+
+    threading.Thread(target=watch, name="start", daemon=True).start()
+    return done
 
 
 def _end_in_order(node: Any, executor: SingleThreadedExecutor) -> None:
