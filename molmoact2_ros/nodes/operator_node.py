@@ -37,6 +37,8 @@ CHUNKS_S = 2.0
 
 MOVING = ("arm", "start")
 E_STOPPED = "ESTOPPED"
+UNKNOWN = "_UNKNOWN_"
+"""Part of the name that rmw gives a node that it has not discovered yet."""
 
 
 class OperatorNode(MolmoNode):
@@ -203,15 +205,21 @@ class OperatorNode(MolmoNode):
     def _on_e_stop(self, heard: Heard) -> None:
         if not heard.message.data:
             self._pressing.pop(heard.publisher, None)
-        elif heard.publisher not in self._pressing:
-            self._pressing[heard.publisher] = self._name_of(heard.publisher)
+        else:
+            self._pressing.setdefault(heard.publisher, "")
+
+    def _stops(self) -> list[str]:
+        """Who presses. The name of a node may be discovered later than what it says."""
+        for publisher, name in self._pressing.items():
+            self._pressing[publisher] = name or self._name_of(publisher)
+        return sorted({name or "a node without a name" for name in self._pressing.values()})
 
     def _name_of(self, publisher: str) -> str:
         for info in self.get_publishers_info_by_topic(self.resolve_topic_name("e_stop")):
-            if bytes(info.endpoint_gid).hex() == publisher:
+            if bytes(info.endpoint_gid).hex() == publisher and UNKNOWN not in info.node_name:
                 own = info.node_name == self.get_name() and info.node_namespace == self.get_namespace()
                 return "this console" if own else f"{info.node_namespace.rstrip('/')}/{info.node_name}"
-        return "a publisher that has gone"
+        return ""
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         own = self.get_namespace().rstrip("/") + "/"
@@ -245,7 +253,7 @@ class OperatorNode(MolmoNode):
             "latency_ms": latency,
             "chunks": now - self._chunk_at < CHUNKS_S,
             "task": self._task,
-            "stops": sorted(set(self._pressing.values())),
+            "stops": self._stops(),
             "driver": self._driver,
             "said": said,
             "ready": ready if self.param("asks_policy") else [*ready, "task"],
