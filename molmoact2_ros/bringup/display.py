@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from molmoact2_ros.simulation.episode_driver import Phase
+
 _OUTCOMES = {"success": "green", "failure": "red", "timeout": "yellow", "fault": "red"}
 
 
@@ -73,7 +75,7 @@ class RunDisplay:
             words += f"  |  policy {milliseconds(line['policy_latency_ms'])}  |  {line['successes']} won"
             self._status = Text(words, overflow="ellipsis", no_wrap=True)
             self._live.update(self._view(), refresh=True)
-        elif not line["episode"] and line["phase"] != self._phase:
+        elif line["phase"] != self._phase and (not line["episode"] or line["phase"] == Phase.STOPPED.value):
             self._console.print(what, soft_wrap=True, highlight=False)
         self._phase = line["phase"]
 

@@ -1,8 +1,8 @@
 """How a run ends: in which order its nodes do, what the end of one means for the others, and who started them.
 
 The executor ends first, and brings the arm to rest on its path as it does; the driver ends when it has gone, so that
-somebody holds the arm until then; a simulated cell ends last. `ProcessGroup` signals the nodes in this order. Ctrl-C on
-`ros2 launch` reaches all of them at once, so the nodes keep to it as well (`run_node`).
+somebody holds the arm until then; a simulated cell ends last, and so does the console. `ProcessGroup` signals the nodes
+in this order. Ctrl-C on `ros2 launch` reaches all of them at once, so the nodes keep to it as well (`run_node`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def stage_of(name: str) -> int:
         return 0
     if name in DRIVERS:
         return 2
-    return 3 if name == "sim" else 1
+    # Who can stop an arm that is being parked is there until it is.
+    return 3 if name in ("sim", "operator") else 1
 
 
 def ends_after(name: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from molmoact2_ros.bringup.ending import LAUNCHER, PARK_S, REST_S, RESTART_DELAY_S, RESTARTS, OnEnd, ends_after
 from molmoact2_ros.bringup.frames import camera_frames
 from molmoact2_ros.bringup.options import DRIVERS, POLICIES, Options, camera_example, namespace_of
+from molmoact2_ros.bringup.preflight import check_checkpoint
 from molmoact2_ros.bringup.specs import Cell, NodeSpec, Value, fastdds_profile, nodes
 from molmoact2_ros.embodiments import EMBODIMENTS, embodiment
 from molmoact2_ros.embodiments.description import robot_description
@@ -82,7 +83,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
         Argument("task", DEFAULTS.task, "What the robot is told in the cell; on a robot publish it on `task`."),
         Argument("policy", DEFAULTS.policy, "Who decides; the expert knows the simulated cell only.", POLICIES),
         Argument("checkpoint", "", "Checkpoint directory or Hugging Face id; empty: the simulated cell's own."),
-        Argument("episodes", str(DEFAULTS.episodes), "How many episodes the simulated cell runs."),
+        Argument("episodes", str(DEFAULTS.episodes), "How many episodes the simulated cell runs; 0: you drive it."),
         Argument("seed", str(DEFAULTS.seed), "Where the placements of the simulated cell come from."),
         Argument("record", "", "Directory for one MCAP bag an episode; empty: record nothing."),
         Argument(
@@ -152,7 +153,9 @@ def robot_launch(family: str) -> LaunchDescription:
 
     def actions(values: dict[str, str]) -> list[Any]:
         options = options_of(values)
-        found = _node_actions(options, nodes(options), values)
+        specs = nodes(options)
+        check_checkpoint(specs, fetch=False)
+        found = _node_actions(options, specs, values)
         # What is missing is said before the first node runs.
         if "true" in (values["model"], values["rviz"]):
             found += model_actions(options, values)
@@ -280,9 +283,20 @@ def _node_actions(
         )
         found.append(action)
         if spec.on_end is OnEnd.ENDS_RUN:  # as the end of the last episode does
-            end = EmitEvent(event=Shutdown(reason=f"{spec.name} has ended"))
-            found.append(RegisterEventHandler(OnProcessExit(target_action=action, on_exit=[end])))
+            found.append(RegisterEventHandler(OnProcessExit(target_action=action, on_exit=_ends_run(spec.name))))
     return found
+
+
+def _ends_run(name: str) -> Callable[[Any, Any], Any]:
+    """What launch does when the node called `name` has ended: everything ends, with status 1 if the node failed."""
+
+    def ended(event: Any, context: LaunchContext) -> Any:
+        if event.returncode and not context.is_shutdown:
+            # launch takes an exception for a failure of its own: it ends in order, and its status is 1.
+            raise RuntimeError(f"{name} has ended with status {event.returncode}; its last lines say why")
+        return EmitEvent(event=Shutdown(reason=f"{name} has ended"))
+
+    return ended
 
 
 def _discovery(network: bool) -> list[Any]:

@@ -9,6 +9,7 @@ from molmoact2_ros.share import bundled_checkpoint
 
 POLICIES = ("molmoact2", "expert", "none")
 DRIVERS = ("auto", "node", "external")
+OPERATORS = ("", "keys", "lines")
 RELEASED = {
     "so101": "allenai/MolmoAct2-SO100_101",
     "franka": "allenai/MolmoAct2-DROID",
@@ -29,7 +30,8 @@ class Options:
             by hand or by another program.
         checkpoint: directory or Hugging Face id; empty for the checkpoint of the simulated cell that ships here.
         task: what the robot is told.
-        episodes: how many episodes the simulated cell runs.
+        episodes: how many episodes the simulated cell runs; 0 leaves it to the user, as a robot is: nothing is armed,
+            told or reset by itself.
         seed: where the placements of the episodes come from.
         episode_timeout_s: an episode that is neither won nor lost by then counts as a timeout, s.
         record: directory for one bag an episode; empty records nothing.
@@ -46,6 +48,8 @@ class Options:
             what the config file says.
         cameras: where the images of a robot come from, each `<name>=<source>`, such as
             `front=v4l2:/dev/v4l/by-path/...`; empty leaves what the config file says.
+        operator: a console on the other end of the operator node: `keys` has a key that stops the arm, whose silence
+            is a stop, too; `lines` only shows; empty: there is none.
     """
 
     robot: str = "so101"
@@ -69,6 +73,7 @@ class Options:
     ports: tuple[str, ...] = ()
     calibration_id: str = ""
     cameras: tuple[str, ...] = ()
+    operator: str = ""
 
 
 def namespace_of(options: Options) -> str:
@@ -116,7 +121,7 @@ def check(options: Options) -> None:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {options.policy!r}")
     if options.policy == "expert" and not options.sim:
         raise ValueError("the scripted expert knows the simulated cell only; use policy molmoact2 on a robot")
-    if options.policy == "none" and options.sim:
+    if options.policy == "none" and options.sim and options.episodes:
         raise ValueError("the simulated cell runs episodes, and those need a policy: molmoact2 or expert")
     if not options.task.strip():
         raise ValueError("the task is empty; say what the robot should do, for instance 'pick up the red cube'")
@@ -127,8 +132,10 @@ def check(options: Options) -> None:
         raise ValueError(f"driver must be one of {', '.join(DRIVERS)}, got {options.driver!r}")
     if options.sim and options.cameras:
         raise ValueError("the simulated cell has cameras of its own; leave out cameras, or set sim to false")
-    if options.episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {options.episodes}")
+    if options.operator not in OPERATORS:
+        raise ValueError(f"operator must be one of {', '.join(OPERATORS[1:])} or empty, got {options.operator!r}")
+    if options.episodes < 0:
+        raise ValueError(f"episodes must be at least 1, or 0 to drive the cell yourself; got {options.episodes}")
     if options.episode_timeout_s <= 0.0:
         raise ValueError(f"the time limit of an episode must be above 0 s, got {options.episode_timeout_s}")
 

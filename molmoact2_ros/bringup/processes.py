@@ -1,8 +1,9 @@
 """Starts the nodes of `specs.py` as processes, watches them, and leaves none behind. Knows nothing of rclpy.
 
 Every node is a process group of its own, so that Ctrl-C reaches this process only and the nodes end in order
-(`ending.py`): SIGINT, then SIGTERM, then SIGKILL, each with a deadline. If this process is killed, the kernel sends the
-nodes SIGTERM.
+(`ending.py`): SIGTERM, once more, then SIGKILL, each with a deadline. A node that has just been started ends by the
+first at once: Python leaves SIGTERM alone, where SIGINT would interrupt an import with a traceback. If this process is
+killed, the kernel sends the nodes SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -24,10 +26,13 @@ from pathlib import Path
 from molmoact2_ros.bringup.ending import DRIVERS, LAUNCHER, PARK_S, RESTART_DELAY_S, RESTARTS, OnEnd, stage_of
 from molmoact2_ros.bringup.specs import NodeSpec, fastdds_profile
 
-INTERRUPT_S, TERMINATE_S, KILL_S = 15.0, 4.0, 4.0
+TERMINATE_S, AGAIN_S, KILL_S = 15.0, 4.0, 4.0
 """Deadlines of the three signals; closing a video or a bag takes a few seconds on a loaded machine, and a driver has
 `PARK_S` for the first."""
 
+_RECORD = re.compile(r"^(?:\[[^\]\n]*\] ?)+: |^(?=cannot )", re.MULTILINE)
+"""Where a record of a node's log begins."""
+_REFUSALS = ("cannot configure: ", "cannot activate: ", "cannot start: ")
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _DISCOVERY_PORTS = (0, 10, 12, 14, 16)
@@ -42,7 +47,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class NodeEndedError(RuntimeError):
-    """A node ended by itself that should not have; the message ends with the last lines of its log."""
+    """A node ended by itself that should not have; the message says why it could not start, or ends with the last
+    lines of its log."""
 
 
 @dataclass
@@ -62,6 +68,13 @@ class Process:
         found = self.log.read_text(errors="replace").splitlines()[-lines:] if self.log.is_file() else []
         return "\n".join(f"    {line}" for line in found) or "    (it wrote nothing)"
 
+    def refusal(self) -> str:
+        """Why the node could not start, as it said itself; empty where it has not said so last."""
+        found = self.log.read_text(errors="replace") if self.log.is_file() else ""
+        records = _RECORD.split(found)
+        said = [record.strip() for record in records if record.startswith(_REFUSALS)]
+        return said[-1].removeprefix("cannot configure: ") if said else ""
+
 
 class ProcessGroup:
     """The processes of one session. Use as a context manager: at its end every process is gone.
@@ -71,15 +84,21 @@ class ProcessGroup:
         log_dir: folder for `<node>.log`, made anew for each session's nodes.
         environment: environment of the nodes, as `node_environment` returns it.
         piped: names of nodes whose standard output the caller reads; the others' goes to their log.
+        fed: names of nodes whose standard input the caller writes.
     """
 
     def __init__(
-        self, specs: Iterable[NodeSpec], log_dir: Path, environment: Mapping[str, str], piped: Iterable[str] = ()
+        self,
+        specs: Iterable[NodeSpec],
+        log_dir: Path,
+        environment: Mapping[str, str],
+        piped: Iterable[str] = (),
+        fed: Iterable[str] = (),
     ) -> None:
         self._specs = tuple(specs)
         self._log_dir = log_dir
         self._environment = dict(environment)
-        self._piped = frozenset(piped)
+        self._piped, self._fed = frozenset(piped), frozenset(fed)
         self.processes: dict[str, Process] = {}
 
     def __enter__(self) -> ProcessGroup:
@@ -118,7 +137,7 @@ class ProcessGroup:
         with log.open(mode) as out:
             return subprocess.Popen(
                 [sys.executable, "-m", spec.module, *spec.ros_arguments()],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if spec.name in self._fed else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if spec.name in self._piped else out,
                 stderr=out,
                 env={**self._environment, LAUNCHER: str(parent), **spec.environment},
@@ -147,6 +166,9 @@ class ProcessGroup:
             if status is None or process.reported or name in expected:
                 continue
             process.reported = True
+            refusal = process.refusal() if status == 1 and not process.restarts else ""
+            if refusal and process.spec.on_end is not OnEnd.REPORTED:  # it would say so again
+                raise NodeEndedError(f"{name}: {refusal} (its log: {process.log})")
             what = f"node {name!r} {_ending(status)}"
             tail = f"its log {process.log} ends with\n{process.tail()}"
             if process.spec.on_end is OnEnd.ENDS_RUN:
@@ -159,7 +181,7 @@ class ProcessGroup:
         return lines
 
     def stop(self) -> None:
-        """End every process, in the order of `ending.stage_of`: SIGINT, SIGTERM, SIGKILL. Safe to call twice.
+        """End every process, in the order of `ending.stage_of`: SIGTERM twice, SIGKILL. Safe to call twice.
 
         A Ctrl-C meanwhile goes to SIGKILL for all but the executor and the driver: an arm is brought to rest, and
         parked, before it is let go.
@@ -182,14 +204,16 @@ class ProcessGroup:
                 stages.setdefault(stage_of(name), []).append(process)
             for _, processes in sorted(stages.items()):
                 names = {process.spec.name for process in processes}
-                limit_s = PARK_S if names & set(DRIVERS) else INTERRUPT_S
+                limit_s = PARK_S if names & set(DRIVERS) else TERMINATE_S
                 _end(processes, limit_s, _never if names & {"executor", *DRIVERS} else lambda: hurry)
         finally:
             for number, handler in replaced.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
             for process in self.processes.values():
-                if process.popen.stdout is not None:
-                    process.popen.stdout.close()
+                for pipe in (process.popen.stdin, process.popen.stdout):
+                    if pipe is not None:
+                        with contextlib.suppress(BrokenPipeError):
+                            pipe.close()
 
 
 def _never() -> bool:
@@ -200,10 +224,10 @@ def _end(processes: list[Process], limit_s: float, hurry: Callable[[], bool]) ->
     def running() -> list[Process]:
         return [process for process in processes if process.popen.poll() is None]
 
-    for number, seconds in ((signal.SIGINT, limit_s), (signal.SIGTERM, TERMINATE_S)):
+    for seconds in (limit_s, AGAIN_S):
         # To the node only: its helpers (a video encoder) end when the node has closed their input.
         for process in running():
-            process.popen.send_signal(number)
+            process.popen.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + seconds
         while running() and time.monotonic() < deadline and not hurry():
             time.sleep(_POLL_S)

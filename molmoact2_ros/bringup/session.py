@@ -1,4 +1,4 @@
-"""One run on the simulated cell: the nodes, what the episode node says, and how it ended. Knows nothing of rclpy."""
+"""One run: the nodes, what the one that is listened to says, and how it ended. Knows nothing of rclpy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from molmoact2_ros.bringup.processes import NodeEndedError, ProcessGroup
+from molmoact2_ros.bringup.processes import NodeEndedError, Process, ProcessGroup
 from molmoact2_ros.bringup.specs import NodeSpec
 
 Line = dict[str, Any]
-"""One JSON object of the episode node; `episode_node.py` says which keys each type has."""
+"""One JSON object of the episode or the operator node, which say what keys each `type` has."""
 
 EPISODE = "episode"
 _POLL_S = 0.1
@@ -64,12 +64,8 @@ def run_session(
     """
     with ProcessGroup(specs, log_dir, environment, piped=[EPISODE]) as bringup:
         process = bringup.processes[EPISODE]
-        for text in _lines(process.popen.stdout, bringup, hear):
-            try:
-                line = json.loads(text)
-            except ValueError:  # something in the process wrote to standard output; it belongs into the log
-                with process.log.open("a") as log:
-                    log.write(text)
+        for line in lines_of(process, bringup, hear):
+            if line is None:
                 continue
             if line["type"] == "summary":
                 return line
@@ -80,24 +76,50 @@ def run_session(
     raise SessionError(f"the episode node ended with status {status} before its last episode:\n{process.tail()}")
 
 
-def _lines(stream: Any, bringup: ProcessGroup, hear: Callable[[Line], None]) -> Iterator[str]:
-    """Yield the stream's lines until it closes, looking after the other nodes meanwhile."""
-    descriptor = stream.fileno()
+def lines_of(process: Process, bringup: ProcessGroup, hear: Callable[[Line], None]) -> Iterator[Line | None]:
+    """Yield what `process` says until it closes its output, and None about ten times a second, looking after the nodes.
+
+    Raises:
+        NodeEndedError: a node ended without which the run cannot go on.
+    """
+    assert process.popen.stdout is not None
+    for line in spoken(process.popen.stdout.fileno(), process.log):
+        yield line
+        if line is None:
+            for message in bringup.check(expected=(process.spec.name,)):
+                hear({"type": "warning", "message": message})
+
+
+def spoken(descriptor: int, log: Path) -> Iterator[Line | None]:
+    """Yield the objects that are written to a pipe until it is closed, and None at least ten times a second."""
     os.set_blocking(descriptor, False)
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while True:
-            ready = selector.select(_POLL_S)
-            if ready:
+            if selector.select(_POLL_S):
                 data = os.read(descriptor, 65536)
                 if not data:
                     return
                 *complete, rest = (rest + data).split(b"\n")
-                for line in complete:
-                    yield line.decode(errors="replace") + "\n"
-            for message in bringup.check(expected=(EPISODE,)):
-                hear({"type": "warning", "message": message})
+                for text in complete:
+                    line = _parsed(text.decode(errors="replace"), log)
+                    if line is not None:
+                        yield line
+            yield None
 
 
-__all__ = ["NodeEndedError", "SessionError", "TerminatedError", "orderly_signals", "run_session"]
+def _parsed(text: str, log: Path) -> Line | None:
+    """The object of a line; anything else that the process wrote to standard output goes into the log."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if isinstance(line, dict) and "type" in line:
+        return line
+    with log.open("a") as file:
+        file.write(text + "\n")
+    return None
+
+
+__all__ = ["NodeEndedError", "SessionError", "TerminatedError", "lines_of", "orderly_signals", "run_session", "spoken"]

@@ -67,6 +67,8 @@ class NodeSpec:
 
 NOTHING: Mapping[str, Value] = MappingProxyType({})
 DEFAULTS = Options()
+BUTTON_SILENCE_S = 2.0
+"""Without a word of the console for so long the arm is stopped, s: it hangs, or the way to it is cut."""
 EMULATED_RETRY_S = 0.3
 """Time between attempts to connect to an emulated bus, which comes up together with its driver, s."""
 
@@ -141,8 +143,13 @@ class Cell:
             configs=self.configs,
             parameters=MappingProxyType(self.parameters(name, {"robot": self.robot.name, **given}, derived)),
             environment=MappingProxyType(environment),
-            on_end=on_end or (OnEnd.ENDS_RUN if self.options.sim else OnEnd.RESTARTED),
+            on_end=on_end or (OnEnd.ENDS_RUN if driven_by_itself(self.options) else OnEnd.RESTARTED),
         )
+
+
+def driven_by_itself(options: Options) -> bool:
+    """Whether the episodes of the simulated cell are run; otherwise a person decides, as on a robot."""
+    return options.sim and options.episodes > 0
 
 
 def nodes(options: Options) -> tuple[NodeSpec, ...]:
@@ -167,7 +174,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         link = options.link_prefix or f"molmoact2_{cell.namespace.strip('/').replace('/', '_')}"
         bus = str(Path(tempfile.gettempdir()) / f"{link}_bus") if options.emulated else ""
         given, derived = cell.chosen("seed")
-        found.append(node("sim_node", {**given, "link_prefix": link, "emulated_bus": bus}, derived))
+        parameters: dict[str, Value] = {**given, "link_prefix": link, "emulated_bus": bus}
+        found.append(node("sim_node", parameters, derived, on_end=OnEnd.ENDS_RUN))
         if options.emulated:
             parameters = emulated_parameters(robot.name, bus)
             found.append(node(f"{robot.family}_driver_node", parameters, {"retry_s": EMULATED_RETRY_S}))
@@ -190,6 +198,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         found.append(node("policy_node", given, known, threads=threads))
     # Our drivers say which commands have gone out to the arm; on a robot their silence is a fault.
     silence: dict[str, Value] = {} if options.sim or external(options) else {"acknowledgement_timeout_s": 1.0}
+    if options.operator == "keys":
+        silence["e_stop_heartbeat_s"] = BUTTON_SILENCE_S
     found.append(node("executor_node", {}, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
         shown = {**views, **checkpoint, "base_frame": robot.base_link}
@@ -202,8 +212,12 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     if options.record:
         files: dict[str, Value] = {"config_files": list(cell.configs)}
         found.append(node("recorder_node", {"directory": options.record}, {**views, **checkpoint, **files}))
-    if options.sim:
+    if driven_by_itself(options):
         found.append(node("episode_node", *cell.chosen("task", "episodes", "seed", "episode_timeout_s")))
+    if options.operator:
+        # Whoever is left without it has no key that stops the arm: the run ends, and the arm is brought to rest.
+        parameters = {"button": options.operator == "keys", "asks_policy": options.policy == "molmoact2"}
+        found.append(node("operator_node", parameters, on_end=OnEnd.ENDS_RUN))
     return tuple(found)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
+from molmoact2_ros.early import INTERRUPTED, quiet_until_ready
+
+quiet_until_ready("molmoact2", "molmoact2: interrupted; no node runs\n")
+
+# ruff: noqa: E402 (a Ctrl-C may come from here on)
 from molmoact2_ros import __version__
 from molmoact2_ros.cli import (
     bench,
@@ -19,9 +25,13 @@ from molmoact2_ros.cli import (
     sim,
     train_cell,
 )
-from molmoact2_ros.cli.arguments import FAILED, INTERRUPTED, USAGE, UsageError
+from molmoact2_ros.cli import run as run_command
+from molmoact2_ros.cli.arguments import FAILED, USAGE, UsageError
 
-COMMANDS = (sim, episodes, models, inspect_checkpoint, train_cell, doctor, calibrate, compile, serve, bench)
+COMMANDS = (
+    *(run_command, sim, episodes, models, inspect_checkpoint, train_cell, doctor),
+    *(calibrate, compile, serve, bench),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,21 +46,29 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. Errors are one line on standard error."""
-    arguments = parser().parse_args(argv)
-    from molmoact2_ros.bringup.session import NodeEndedError, SessionError, TerminatedError
-
     try:
-        return int(arguments.run(arguments))
+        return _answered(argv)
     except KeyboardInterrupt:
         print("molmoact2: interrupted; every node has ended", file=sys.stderr)
         return INTERRUPTED
+
+
+def _answered(argv: Sequence[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    from molmoact2_ros.bringup.preflight import RefusedError
+    from molmoact2_ros.bringup.session import NodeEndedError, SessionError, TerminatedError
+
+    if not getattr(arguments, "orderly", False):  # those start nodes, and see to it themselves
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return int(arguments.run(arguments))
     except TerminatedError as error:
         print(f"molmoact2: {error}; every node has ended", file=sys.stderr)
         return 128 + error.number
     except (UsageError, ValueError, FileNotFoundError) as error:
         print(f"molmoact2: {error}", file=sys.stderr)
         return USAGE
-    except (SessionError, NodeEndedError, OSError) as error:
+    except (RefusedError, SessionError, NodeEndedError, OSError) as error:
         print(f"molmoact2: {error}", file=sys.stderr)
         return FAILED
 

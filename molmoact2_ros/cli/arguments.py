@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from molmoact2_ros.bringup.options import Options
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE = 0, 1, 2
 
 Commands = argparse._SubParsersAction
 """Where a command adds its parser."""
@@ -42,18 +42,14 @@ def options_from(arguments: argparse.Namespace) -> Options:
         ValueError: an option has a value that cannot work.
     """
     from molmoact2_ros.bringup.options import Options, missing_checkpoint
-    from molmoact2_ros.policy.checkpoints.location import hub_name
 
-    checkpoint = arguments.checkpoint
-    if checkpoint and Path(checkpoint).expanduser().is_dir():
-        checkpoint = str(Path(checkpoint).expanduser().resolve())
-    elif checkpoint and hub_name(checkpoint) is None:
-        raise UsageError(f"{checkpoint!r} is neither a directory nor a Hugging Face id such as org/name")
+    if arguments.episodes < 1:
+        raise UsageError(f"episodes must be at least 1, got {arguments.episodes}; molmoact2 run leaves the cell to you")
     options = Options(
         robot=arguments.robot,
         emulated=arguments.emulated,
         policy=arguments.policy,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint_from(arguments.checkpoint),
         task=arguments.task,
         episodes=arguments.episodes,
         seed=arguments.seed,
@@ -64,6 +60,22 @@ def options_from(arguments: argparse.Namespace) -> Options:
     if missing:
         raise UsageError(missing)
     return options
+
+
+def checkpoint_from(said: str) -> str:
+    """The checkpoint that the user names: a directory, made absolute, or a Hugging Face id; empty where he names none.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    from molmoact2_ros.policy.checkpoints.location import hub_name
+
+    folder = Path(said).expanduser()
+    if said and folder.is_dir():
+        return str(folder.resolve())
+    if said and hub_name(said) is None:
+        raise UsageError(f"{said!r} is neither a directory nor a Hugging Face id such as org/name")
+    return said
 
 
 def check_renderer() -> None:

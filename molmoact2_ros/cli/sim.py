@@ -21,13 +21,14 @@ def add(commands: Commands) -> None:
     sim.add_argument("--record", default="", metavar="DIR", help="write one MCAP bag an episode into DIR")
     sim.add_argument("--no-film", action="store_true", help="make no film and no picture (saves one core)")
     sim.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
-    sim.set_defaults(run=_run)
+    sim.set_defaults(run=_run, orderly=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from molmoact2_ros.bringup.display import RunDisplay
+    from molmoact2_ros.bringup.preflight import check_checkpoint
     from molmoact2_ros.bringup.processes import node_environment
     from molmoact2_ros.bringup.session import orderly_signals, run_session
     from molmoact2_ros.bringup.specs import nodes
@@ -41,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
         options = replace(options, record=str(Path(arguments.record).resolve()))
     specs = nodes(options)
     check_renderer()
+    check_checkpoint(specs)
     out.mkdir(parents=True, exist_ok=True)
     for made in (options.film, options.picture):
         if made:

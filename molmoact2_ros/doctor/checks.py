@@ -192,7 +192,8 @@ def clock(machine: Machine, cell: Cell) -> Iterable[Finding]:
         )
 
 
-CHECKS: tuple[Callable[[Machine, Cell], Iterable[Finding]], ...] = (
+Check = Callable[[Machine, Cell], Iterable[Finding]]
+CHECKS: tuple[Check, ...] = (
     gpu,
     tensorrt,
     ros,
@@ -208,10 +209,21 @@ CHECKS: tuple[Callable[[Machine, Cell], Iterable[Finding]], ...] = (
 )
 
 
-def examine(machine: Machine, cell: Cell) -> list[Finding]:
-    """Make every check; one that breaks is itself a finding."""
+def checks_before(policy: bool, hardware: bool, recorded: bool) -> tuple[Check, ...]:
+    """The checks that concern one run, quick ones first.
+
+    Args:
+        policy: a model runs. hardware: the arm and its cameras are real. recorded: bags are written.
+    """
+    chosen: tuple[Check, ...] = (ros, numpy, packages)
+    chosen += (cameras, ports, can, realtime) if hardware else ()
+    return chosen + ((gpu,) if policy and hardware else ()) + ((disk,) if recorded else ())
+
+
+def examine(machine: Machine, cell: Cell, checks: Iterable[Check] = CHECKS) -> list[Finding]:
+    """Make every one of `checks`; one that breaks is itself a finding."""
     found: list[Finding] = []
-    for check in CHECKS:
+    for check in checks:
         try:
             found += check(machine, cell)
         except Exception as error:  # the doctor goes on with the rest

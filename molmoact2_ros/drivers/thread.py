@@ -39,6 +39,11 @@ class DriverThread:
             except DriverError as error:
                 self.kept = str(error)
 
+    def end(self) -> bool:
+        """Begin to end, without waiting; True once the arm is parked and let go."""
+        self._ended.set()
+        return not self._thread.is_alive()
+
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """End the thread, which parks the arm where that is asked for, and lets go of it."""
         self._ended.set()

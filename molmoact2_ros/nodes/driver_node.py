@@ -82,6 +82,10 @@ class DriverNode(MolmoNode):
         self._thread.start()
         self.every(STATE_S, self._watch, inactive=True)
 
+    def lingers(self) -> bool:
+        # The arm moves while it is parked, and an e-stop must be heard meanwhile.
+        return self._thread is not None and not self._thread.end()
+
     def teardown(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -2,7 +2,8 @@
 go out as values, and what the cell said comes in as values.
 
 An episode: disarm the executor, reset the cell, say the task, wait for a chunk that has seen the new scene, arm, watch
-until the cell reports success or failure or the time is up, disarm.
+until the cell reports success or failure or the time is up, disarm. An e-stop ends the episode; the next one begins
+when a person has reset it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from enum import Enum
 import numpy as np
 
 SECOND = 1_000_000_000
+E_STOPPED = "ESTOPPED"
 RESET_S = 20.0
 ARM_S = 10.0
 REST_S = 0.3
@@ -34,6 +36,7 @@ class Phase(Enum):
     """Where the run is; the values are for the user."""
 
     CONNECTING = "waiting for the nodes"
+    STOPPED = "stopped by the e-stop, until executor/reset_e_stop"
     DISARMING = "disarming"
     RESETTING = "resetting the cell"
     THINKING = "waiting for the first chunk"
@@ -190,6 +193,9 @@ class EpisodeDriver:
             self._cell_episode = int(message)
             self._enter(Phase.THINKING, now_ns)
         elif request is Request.DISARM:
+            if not ok and E_STOPPED in (self.executor[0], *message.replace(":", " ").split()):
+                self._enter(Phase.STOPPED, now_ns)
+                return
             if not ok:
                 raise RunError(f"the executor refused to disarm: {message}")
             if len(self.results) >= self._episodes:
@@ -222,6 +228,14 @@ class EpisodeDriver:
                 self._enter(Phase.DISARMING, now_ns)
             elif waited_s > self._start_timeout_s:
                 raise RunError(f"after {waited_s:.0f} s there is no {missing}; look at its log")
+            return None
+        if self.phase is Phase.DISARMING and self.executor[0] == E_STOPPED:
+            self._enter(Phase.STOPPED, now_ns)
+        if self.phase is Phase.STOPPED:  # without a deadline: a person looks first
+            if len(self.results) >= self._episodes:
+                self._enter(Phase.DONE, now_ns)
+            elif self.executor[0] != E_STOPPED:
+                self._enter(Phase.DISARMING, now_ns)
             return None
         if self.phase is Phase.DISARMING:
             return self._ask(Request.DISARM, waited_s, ARM_S, "the executor does not answer on executor/arm")
@@ -273,7 +287,7 @@ class EpisodeDriver:
         current = self.current
         if current is not None and current.state in ("success", "failure"):
             self._finish(current.state, "", now_ns)
-        elif self.executor[0] in ("FAULT", "ESTOPPED"):
+        elif self.executor[0] in ("FAULT", E_STOPPED):
             self._finish("fault", self._executor_words(), now_ns)
         elif waited_s > self._episode_timeout_s:
             self._finish("timeout", f"no success within {self._episode_timeout_s:.0f} s", now_ns)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ros_process import Companion
+from ros_process import Companion, eventually, marked
 from sensor_msgs.msg import JointState
 
 from molmoact2_ros.bringup import processes
@@ -47,30 +46,9 @@ def camera() -> NodeSpec:
     return next(spec for spec in nodes(Options()) if spec.executable == "camera_node")
 
 
-def marked(mark: str) -> set[int]:
-    """Living processes that carry `mark` in their environment, zombies left out."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes() and " Z " not in (folder / "stat").read_text():
-                found.add(int(folder.name))
-        except OSError:
-            continue
-    return found - {os.getpid()}
-
-
-def eventually(condition, seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_a_node_that_ignores_every_signal_is_killed_with_its_helpers(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "INTERRUPT_S", 0.3)
     monkeypatch.setattr(processes, "TERMINATE_S", 0.3)
+    monkeypatch.setattr(processes, "AGAIN_S", 0.3)
     mark = uuid.uuid4().hex
     with ProcessGroup([script("stubborn")], tmp_path, {**os.environ, "MOLMOACT2_TEST": mark}) as bringup:
         log = bringup.processes["script"].log
@@ -85,6 +63,16 @@ def test_a_node_that_dies_ends_the_session_and_shows_its_last_words(tmp_path):
         process.popen.wait(20.0)
         with pytest.raises(NodeEndedError, match=r"(?s)'script' ended with status 1.*No module named no_such_module"):
             bringup.check()
+
+
+def test_a_node_that_could_not_start_ends_the_session_with_its_own_line(tmp_path):
+    bad = replace(camera(), parameters={**camera().parameters, "names": ["front", "front"]}, on_end=OnEnd.RESTARTED)
+    with ProcessGroup([bad], tmp_path, os.environ) as bringup:
+        bringup.processes["camera"].popen.wait(20.0)
+        with pytest.raises(NodeEndedError) as found:
+            bringup.check()
+    told = str(found.value)
+    assert told.startswith("camera: parameters names ['front', 'front'] and sources") and told.count("\n") == 0
 
 
 def test_a_node_that_is_not_needed_is_reported_once(tmp_path):
@@ -128,7 +116,7 @@ def test_nodes_end_in_order_and_each_only_when_those_before_it_have(tmp_path):
 
 
 def test_a_second_interrupt_ends_the_others_at_once_and_leaves_the_arm_its_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "INTERRUPT_S", 300.0)
+    monkeypatch.setattr(processes, "TERMINATE_S", 300.0)
     diary = tmp_path / "diary"
     specs = [polite(diary, "executor", 1.0), script("stubborn", "camera"), polite(diary, "so101_driver", 1.0)]
 

@@ -13,7 +13,7 @@ import yaml
 from molmoact2_ros.bringup.ending import LAUNCHER, Launcher, OnEnd, ends_after, stage_of
 from molmoact2_ros.bringup.frames import StaticFrame, camera_frames
 from molmoact2_ros.bringup.options import Options
-from molmoact2_ros.bringup.specs import ROOMS, NodeSpec, fastdds_profile, nodes
+from molmoact2_ros.bringup.specs import BUTTON_SILENCE_S, ROOMS, NodeSpec, fastdds_profile, nodes
 from molmoact2_ros.parameter_files import parameters_for, robot_files, sections
 from molmoact2_ros.share import share_path
 
@@ -64,9 +64,44 @@ def test_each_choice_starts_its_nodes():
     assert {spec.namespace for spec in nodes(Options(namespace="left/arm"))} == {"/left/arm"}
 
 
+def test_a_cell_without_episodes_is_left_to_the_user_as_a_robot_is():
+    options = Options(emulated=True, episodes=0, policy="none", visualize=False)
+    specs = {spec.name: spec for spec in nodes(options)}
+    assert set(specs) == {"sim", "so101_driver", "camera", "executor"}
+    assert {name: spec.on_end for name, spec in specs.items()} == {
+        "sim": OnEnd.ENDS_RUN,
+        **dict.fromkeys(("so101_driver", "camera", "executor"), OnEnd.RESTARTED),
+    }
+    with pytest.raises(ValueError, match="those need a policy"):
+        nodes(replace(options, episodes=1))
+    with pytest.raises(ValueError, match="at least 1, or 0"):
+        nodes(replace(options, episodes=-1, policy="expert"))
+
+
+def test_the_silence_of_a_console_with_a_stop_key_is_a_stop(tmp_path: Path):
+    options = Options(sim=False, checkpoint="a/b", cameras=("front=v4l2:/a",))
+
+    def heartbeat(options: Options) -> object:
+        found = {spec.name: spec for spec in nodes(options)}
+        assert ("operator" in found) is bool(options.operator)
+        assert not options.operator or found["operator"].on_end is OnEnd.ENDS_RUN
+        assert not options.operator or found["operator"].parameters["button"] is (options.operator == "keys")
+        return found["executor"].parameters.get("e_stop_heartbeat_s")
+
+    assert heartbeat(options) is heartbeat(replace(options, operator="lines")) is None
+    assert heartbeat(replace(options, operator="keys")) == BUTTON_SILENCE_S
+    own = tmp_path / "own.yaml"  # the user's word counts
+    own.write_text("/**/executor: {ros__parameters: {e_stop_heartbeat_s: 0.5}}")
+    assert heartbeat(replace(options, operator="keys", config=str(own))) is None
+
+
 @pytest.mark.parametrize(
     "spec",
-    [*nodes(EVERYTHING), *nodes(replace(EVERYTHING, policy="expert", emulated=True))],
+    [
+        *nodes(EVERYTHING),
+        *nodes(replace(EVERYTHING, operator="keys"))[-1:],
+        *nodes(replace(EVERYTHING, policy="expert", emulated=True)),
+    ],
     ids=lambda spec: spec.name,
 )
 def test_every_parameter_that_bringup_sets_is_declared_by_its_node(spec: NodeSpec):
@@ -118,7 +153,7 @@ def test_parameters_reach_the_command_line_with_their_types():
         ({"sim": False, "policy": "none", "robot_ip": "10.0.0.2"}, "robot_ip is of a Franka"),
         ({"sim": False, "policy": "none", "robot": "yam", "ports": ("can0",)}, "left_channel and right_channel"),
         ({"task": "  "}, "task is empty"),
-        ({"episodes": 0}, "at least 1"),
+        ({"episodes": -1}, "at least 1"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_can(change, hint):
@@ -316,6 +351,7 @@ def test_what_moves_an_arm_ends_before_what_holds_it_and_that_before_the_cell():
         assert set(ends_after("sim")) >= {"executor", f"{robot}_driver"}
         assert ends_after(f"{robot}_driver") == ("executor",)
         assert not ends_after("executor") and not ends_after("camera")
+        assert stage_of("operator") > stage_of(f"{robot}_driver")  # an arm that is being parked can be stopped
 
 
 def test_only_the_simulated_cell_has_nodes_whose_end_ends_the_run():

@@ -9,7 +9,7 @@ import pytest
 
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.doctor.calibration import calibration
-from molmoact2_ros.doctor.checks import CHECKS, examine
+from molmoact2_ros.doctor.checks import CHECKS, checks_before, examine
 from molmoact2_ros.doctor.finding import Cell, Finding
 from molmoact2_ros.doctor.probe import Machine
 from molmoact2_ros.doctor.report import cell_of, main
@@ -308,3 +308,15 @@ def test_a_calibration_file_that_is_not_there_is_an_error(tmp_path: Path):
     cell = Cell("so101", {"visualizer": {"calibration_file": str(tmp_path / "none.yaml")}})
     (found,) = calibration(Workcell(), cell)
     assert found.level is Level.ERROR and "none.yaml" in found.message
+
+
+def test_before_a_run_only_what_concerns_it_is_looked_at() -> None:
+    def names(**said: bool) -> set[str]:
+        return {check.__name__ for check in checks_before(**said)}
+
+    software = {"ros", "numpy", "packages"}
+    hardware = software | {"cameras", "ports", "can", "realtime"}
+    assert names(policy=True, hardware=False, recorded=False) == software
+    assert names(policy=False, hardware=True, recorded=False) == hardware
+    assert names(policy=True, hardware=True, recorded=True) == hardware | {"gpu", "disk"}
+    assert examine(Workcell(), Cell("so101"), ()) == []

@@ -95,6 +95,33 @@ def test_a_fault_of_the_executor_ends_the_episode_with_its_reason():
     assert "stale joint state" in cell.driver.results[0].reason
 
 
+def test_an_e_stop_ends_the_episode_and_the_next_one_waits_for_its_reset():
+    cell = Cell(episodes=2)
+    cell.run_up()
+    cell.driver.heard_executor("ESTOPPED", "e-stop pressed")
+    cell.until(Phase.STOPPED)
+    assert [result.outcome for result in cell.driver.results] == ["fault"]
+    for _ in range(20 * 3600):  # an hour
+        assert cell.step() is None
+    cell.driver.heard_executor("DISARMED", "e-stop reset")
+    cell.until(Request.DISARM)
+    cell.driver.heard_executor("TRACKING", "")  # pressed again meanwhile, and only the answer says so
+    cell.answer(Request.DISARM, ok=False, message="cannot disarm while ESTOPPED: e-stop pressed")
+    assert cell.driver.phase is Phase.STOPPED
+    cell.driver.heard_executor("DISARMED", "e-stop reset")
+    cell.episode = 1
+    cell.run_up()
+    cell.driver.heard_executor("ESTOPPED", "e-stop pressed")
+    cell.until(Phase.DONE)  # nothing is left to wait for
+
+
+def test_a_refusal_to_disarm_for_another_reason_ends_the_run():
+    cell = Cell()
+    cell.until(Request.DISARM)
+    with pytest.raises(RunError, match="refused to disarm: cannot disarm while UNCONFIGURED"):
+        cell.answer(Request.DISARM, ok=False, message="cannot disarm while UNCONFIGURED: not configured")
+
+
 def test_refused_arming_is_tried_again_and_then_counts_as_a_fault():
     cell = Cell()
     cell.until(Request.DISARM)

@@ -50,7 +50,7 @@ def name_of(path: Path) -> str:
 
 
 ORDER = (
-    {"share", "diagnostics"},
+    {"share", "diagnostics", "early"},
     {"parameter_files"},
     {"embodiments"},
     {"execution", "cameras"},

@@ -20,6 +20,7 @@ from molmoact2_ros.bringup.ending import ENDS_AFTER, LAUNCHER, RESTARTS, OnEnd
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.share import bundled_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ROBOTS = ("franka", "so101", "yam")
@@ -212,6 +213,26 @@ def test_a_recorder_and_a_view_start_beside_a_running_robot(launching: Any) -> N
     assert parameters["use_sim_time"] is True
     view = launched(from_file("rviz"), robot="franka")
     assert {n["package"] for n in view.nodes} == {"robot_state_publisher", "tf2_ros", "rviz2"}
+
+
+def test_a_node_that_fails_ends_the_launch_with_a_status_and_one_that_is_done_does_not(launching: Any) -> None:
+    started = launched(from_file("so101"), policy="expert", model="false")
+    running, ending = SimpleNamespace(is_shutdown=False), SimpleNamespace(is_shutdown=True)
+    assert started.handlers
+    for handler in started.handlers:
+        on_exit = handler.args[0].kwargs["on_exit"]
+        with pytest.raises(RuntimeError, match="has ended with status 1; its last lines say why"):
+            on_exit(SimpleNamespace(returncode=1), running)
+        for event, context in ((0, running), (1, ending), (-2, ending)):
+            action = on_exit(SimpleNamespace(returncode=event), context)
+            assert type(action.kwargs["event"]).__name__ == "Shutdown"
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_the_first_node(launching: Any) -> None:
+    cell = str(bundled_checkpoint("so101"))
+    with pytest.raises(RuntimeError, match=r"the checkpoint is refused: .*no norm tag 'yam_dual_molmoact2'"):
+        launched(from_file("yam"), checkpoint=cell, model="false")
+    assert launched(from_file("yam"), checkpoint="some/where", model="false").nodes  # its policy fetches and checks it
 
 
 def test_two_robots_of_a_kind_have_cells_of_their_own(launching: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
@@ -108,6 +109,11 @@ class MolmoNode(LifecycleNode):
         """Release every resource of the node's own; safe to call twice. What `output`, `listen`, `serve` and
         `every` made goes by itself."""
 
+    def lingers(self) -> bool:
+        """At an orderly end, before teardown: begin what takes time, and say whether it still does. Messages are heard
+        meanwhile. Asked until it is done."""
+        return False
+
     def diagnose(self) -> tuple[bytes, str, Mapping[str, object]]:
         """Level, one line and key-values for `/diagnostics`."""
         return DiagnosticStatus.OK, "active" if self.active else "inactive", {}
@@ -131,6 +137,12 @@ class MolmoNode(LifecycleNode):
         subscription = EveryPublisher(self, msgtype, topic, self._surviving(topic, handle))
         self._owned.append(subscription.destroy)
         return subscription
+
+    def client(self, srvtype: type, name: str) -> Client:
+        """A client of a service that lasts until teardown. For `setup`."""
+        client = self.create_client(srvtype, name)
+        self._owned.append(partial(self.destroy_client, client))
+        return client
 
     def serve(self, srvtype: type, name: str, handle: Callable[[Any, Any], Any]) -> None:
         """Offer a service until teardown; a coroutine may take its time, and all else goes on. For `setup`."""
