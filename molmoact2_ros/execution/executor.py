@@ -22,6 +22,7 @@ from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
 from molmoact2_ros.execution.figures import shown
+from molmoact2_ros.execution.joint_states import ReadingError
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.mover import Mover
 from molmoact2_ros.execution.ramp import Ramp
@@ -54,7 +55,7 @@ class Executor:
         self._mover = Mover(robot, config, self.counters)
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
-        self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, self.counters)
+        self._feedback = Feedback(robot, config, self.counters)
         self._watch = Watch(robot, config, self._feedback)
         safe, timeline = self._mover.limiter.safe, self._mover.timeline
         self._admission = Admission(robot, config, safe, timeline, self._feedback, self.counters)
@@ -121,6 +122,11 @@ class Executor:
         with self._lock:
             return shown(now_ns, self._mover, self._feedback, self._watch, self.counters)
 
+    @property
+    def joint_publishers(self) -> dict[str, str]:
+        """Names of the nodes behind the ids of publishers, for messages; who knows them puts them here."""
+        return self._feedback.publishers
+
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def configured(self, e_stopped: bool = False) -> None:
@@ -137,18 +143,23 @@ class Executor:
             self._supervisor.handle(Event.CLEANED_UP, "not configured")
 
     def on_joint_state(
-        self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int | None = None
-    ) -> str | None:
-        """Take an encoder reading; returns why it was refused, if it was. An unusable reading counts as none.
+        self,
+        names: Sequence[str],
+        positions: Sequence[float],
+        stamp_ns: int,
+        now_ns: int | None = None,
+        publisher: str = "",
+    ) -> Refusal | None:
+        """Take an encoder reading of some or all joints; returns why it was refused, if it was. An unusable reading
+        counts as none. `publisher`: its id, which `joint_publishers` gives a name; empty where it cannot be told.
 
         With `now_ns` a reading from the future is refused at once; without, it makes the arm hold until its time comes.
         """
         with self._lock:
             try:
-                self._watch.measured(self._feedback.take(names, positions, stamp_ns, now_ns))
-            except ValueError as error:
-                self.counters.joint_states_refused += 1
-                return str(error)
+                self._watch.measured(self._feedback.take(names, positions, stamp_ns, now_ns, publisher))
+            except ReadingError as error:
+                return Refusal(error.kind, str(error))
         return None
 
     def on_acknowledgement(self, stamp_ns: int) -> None:
