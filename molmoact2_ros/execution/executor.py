@@ -56,6 +56,8 @@ class Executor:
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
         self._feedback = Feedback(robot, config, self.counters)
+        self.joint_publishers = self._feedback.publishers
+        """Publisher's id -> the name of its node, for messages; who knows it puts it here."""
         self._watch = Watch(robot, config, self._feedback)
         safe, timeline = self._mover.limiter.safe, self._mover.timeline
         self._admission = Admission(robot, config, safe, timeline, self._feedback, self.counters)
@@ -121,11 +123,6 @@ class Executor:
         """What `executor/state` says beside state and reason, ready to print."""
         with self._lock:
             return shown(now_ns, self._mover, self._feedback, self._watch, self.counters)
-
-    @property
-    def joint_publishers(self) -> dict[str, str]:
-        """Names of the nodes behind the ids of publishers, for messages; who knows them puts them here."""
-        return self._feedback.publishers
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
