@@ -27,16 +27,11 @@ from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.mover import Mover
 from molmoact2_ros.execution.ramp import Ramp
 from molmoact2_ros.execution.steady_target import SteadyTarget
-from molmoact2_ros.execution.supervisor import Change, Event, State, Supervisor
+from molmoact2_ros.execution.supervisor import FOLLOWING, LET_GO, Change, Event, State, Supervisor
 from molmoact2_ros.execution.timeline import Timeline
 from molmoact2_ros.execution.watch import Finding, Watch
 
 Array = NDArray[np.float64]
-
-FOLLOWING = (State.TRACKING, State.STOPPING)
-"""States in which the chunk or the ramp, as long as there is one, moves the arm."""
-LET_GO = (State.DISARMED, State.FAULT, State.ESTOPPED)
-"""States in which an arm at rest is commanded no more: its driver holds it."""
 
 __all__ = ["Executor", "ExecutorConfig"]
 
@@ -56,8 +51,7 @@ class Executor:
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
         self._feedback = Feedback(robot, config, self.counters)
-        self.joint_publishers = self._feedback.publishers
-        """Publisher's id -> the name of its node, for messages; who knows it puts it here."""
+        self.joint_publishers = self._feedback.publishers  # their ids -> names for messages, put here by who knows
         self._watch = Watch(robot, config, self._feedback)
         safe, timeline = self._mover.limiter.safe, self._mover.timeline
         self._admission = Admission(robot, config, safe, timeline, self._feedback, self.counters)
@@ -147,8 +141,7 @@ class Executor:
         now_ns: int | None = None,
         publisher: str = "",
     ) -> Refusal | None:
-        """Take an encoder reading of some or all joints; returns why it was refused, if it was. An unusable reading
-        counts as none. `publisher`: its id, which `joint_publishers` gives a name; empty where it cannot be told.
+        """Take an encoder reading, see `Feedback.take`; returns why it was refused, if it was. That counts as none.
 
         With `now_ns` a reading from the future is refused at once; without, it makes the arm hold until its time comes.
         """

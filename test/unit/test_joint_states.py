@@ -1,4 +1,4 @@
-"""Joint states of other people's drivers: in parts, twice, unstamped, under other names, and jumps that no joint makes."""
+"""Joint states of other people's drivers: in parts, twice, unstamped, misnamed, and jumps that no joint makes."""
 
 from __future__ import annotations
 
