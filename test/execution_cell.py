@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,14 @@ class Cell:
         self.commands: list[NDArray[np.float64] | None] = []
         self._rng = np.random.default_rng(0)
         self.executor.configured()
-        self.read_encoders()
+        self.settle()
+
+    def settle(self) -> None:
+        """Readings of an arm that has stood where it is for long enough to be armed, up to this moment."""
+        now_ns = self.now_ns
+        for i in reversed(range(math.ceil(0.35e9 / self.period_ns))):
+            self.now_ns = now_ns - i * self.period_ns
+            self.read_encoders()
 
     def read_encoders(self) -> None:
         if self.encoders_work:

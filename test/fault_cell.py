@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -59,6 +60,8 @@ class FaultCell:
         self.blocked = self.acknowledging = self.policy_is_blind = False
         self.commands: list[tuple[float, np.ndarray]] = []
         self.states: list[DiagnosticStatus] = []
+        self.intruders: list[tuple[Any, Any]] = []
+        """Timer and publisher of whatever else publishes."""
         node = self.node
         self.joint_states = node.create_publisher(JointState, "joint_states", SENSOR)
         self.acknowledgement = node.create_publisher(JointState, "driver/acknowledgement", SENSOR)
@@ -140,6 +143,7 @@ class FaultCell:
     def begin(self) -> None:
         """DISARMED, with the arm at its rest pose and everything sound but no policy."""
         self.policy, self.driver = nothing, as_it_is
+        self.drive_intruders_out()
         self.blocked = self.policy_is_blind = False
         self.acknowledging = True
         if self.state == "ESTOPPED":
@@ -153,6 +157,13 @@ class FaultCell:
             self.commands.clear()
         self.direction = 1.0
         wait_until(lambda: 0.0 <= float(self.value("joint_state_age_ms") or 1e9) < 300.0, "readings that are fresh")
+
+    def drive_intruders_out(self) -> None:
+        """End whatever else publishes."""
+        while self.intruders:
+            timer, publisher = self.intruders.pop()
+            self.node.destroy_timer(timer)
+            self.node.destroy_publisher(publisher)
 
     def track(self) -> None:
         """Arm, let the policy run, and wait until the arm has moved by 0.1 rad."""

@@ -18,6 +18,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.nodes.ros.node_base import NEWEST, SENSOR
 
+TWO_PUBLISHERS = "two publishers send joint states of shoulder_pan"
 HORIZON_S = ROBOT.horizon / ROBOT.rate_hz
 AT_ONCE = 0.25
 """Bound on the movement after a fault that stops at once, rad: half a second at `SPEED` on a loaded machine, a stop."""
@@ -155,15 +156,35 @@ def second_policy(cell: FaultCell) -> None:
     cell.node.destroy_publisher(publisher)
 
 
-def second_driver(cell: FaultCell) -> None:
-    """Another publisher of joint states, which repeats what was true two seconds ago."""
-    publisher = cell.node.create_publisher(JointState, "joint_states", SENSOR)
-    old = JointState(name=list(ROBOT.joint_names), position=cell.position.tolist())
-    old.header.stamp = cell.node.get_clock().now().to_msg()
-    timer = cell.node.create_timer(0.01, lambda: publisher.publish(old))
-    cell.await_more(150)
-    cell.node.destroy_timer(timer)
-    cell.node.destroy_publisher(publisher)
+def second_driver(zeros: bool) -> Callable[[FaultCell], None]:
+    """Another publisher of joint states: zeros, or what was true once, with the stamp that it had."""
+
+    def begin(cell: FaultCell) -> None:
+        publisher = cell.node.create_publisher(JointState, "joint_states", SENSOR)
+        position = np.zeros(ROBOT.dof) if zeros else cell.position
+        said = JointState(name=list(ROBOT.joint_names), position=position.tolist())
+        said.header.stamp = cell.node.get_clock().now().to_msg()
+
+        def say() -> None:
+            if zeros:
+                said.header.stamp = cell.node.get_clock().now().to_msg()
+            publisher.publish(said)
+
+        cell.intruders.append((cell.node.create_timer(0.03, say), publisher))
+
+    return begin
+
+
+def in_parts(message: JointTrajectory | JointState) -> list[Message]:
+    """Arm and jaw in messages of their own, the jaw's a little older."""
+    arm, jaw = deepcopy(message), deepcopy(message)
+    arm.name, arm.position = message.name[:5], message.position[:5]
+    jaw.name, jaw.position = message.name[5:], message.position[5:]
+    return [*shifted(-0.005)(jaw), arm]
+
+
+def unstamp(message: JointState) -> None:
+    message.header.stamp.sec = message.header.stamp.nanosec = 0
 
 
 # -- what people do ------------------------------------------------------------------------------------------
@@ -217,6 +238,18 @@ def refuses_to_arm(reason: str) -> Callable[[FaultCell], str]:
         assert not refused.success and reason in refused.message, refused.message
         assert len(cell.commands) == sent
         return refused.message
+
+    return check
+
+
+def arms_without_them(reason: str) -> Callable[[FaultCell], str]:
+    """Refused while something else publishes, and allowed afterwards."""
+
+    def check(cell: FaultCell) -> str:
+        said = refuses_to_arm(reason)(cell)
+        cell.drive_intruders_out()
+        wait_until(lambda: cell.arm().success, lambda: f"arming; it says {cell.told()}", 15.0)
+        return said
 
     return check
 
@@ -299,16 +332,27 @@ FAULTS = (
     borne("two policies that want opposite things", second_policy, "chunks_accepted"),
     Fault("driver stops publishing", driver(nothing), "HOLDING", "joint_states silent", BLIND, then=goes_on_again),
     bad_readings("joint states with NaN", edited(lambda message: message.position.__setitem__(0, np.nan)), quick=True),
-    bad_readings("joint states without the elbow", edited(lambda message: message.name.__setitem__(2, "knee"))),
+    bad_readings("joint states without the elbow", edited(lambda message: message.name.__setitem__(2, "knee")), ""),
+    bad_readings("joint states with stamp 0", edited(unstamp), "joint_states_unstamped"),
     bad_readings("joint states cut off", edited(lambda message: setattr(message, "position", message.position[:3]))),
     bad_readings("joint state messages cut off in the middle", cut_bytes, ""),
     bad_readings("joint states stamped 5 s in the future", shifted(5.0)),
     bad_readings("joint states delayed by 1 s", shifted(-1.0), ""),
     borne("every joint state comes twice", driver(lambda message: [message, message]), "joint_states_repeated"),
-    borne("a second driver repeats an old joint state", second_driver, "joint_states_out_of_order"),
+    borne("arm and jaw in joint states of their own", driver(in_parts), "chunks_accepted", quick=True),
+    Fault("a second driver repeats an old joint state", second_driver(False), "HOLDING", TWO_PUBLISHERS, BLIND),
+    Fault("a joint_state_publisher's zeros come as well", second_driver(True), "HOLDING", TWO_PUBLISHERS, quick=True),
+    Fault(
+        "joint states jump by 0.5 rad",
+        driver(edited(lambda message: message.position.__setitem__(1, message.position[1] + 0.5))),
+        "FAULT",
+        "shoulder_lift jumped from",
+        counter="joint_state_jumps",
+        quick=True,
+    ),
     Fault("feedback frozen to the last bit", freeze, "FAULT", "feedback frozen", USED_UP, quick=True),
     Fault("arm blocked", block, "FAULT", "tracking error", USED_UP),
-    Fault("arm moved by hand while holding", move_by_hand, "FAULT", "tracking error", start="HOLDING"),
+    Fault("arm moved by hand while holding", move_by_hand, "FAULT", "tracking error|jumped from", start="HOLDING"),
     Fault("driver reports a hot motor", hot_motor, "FAULT", "driver: motor 3", quick=True),
     Fault(
         "driver acknowledges nothing", acknowledge_nothing, "FAULT", "acknowledged no command", SPEED * 2.0 + AT_ONCE
@@ -331,4 +375,15 @@ FAULTS = (
     ),
     arming("armed while the driver is silent", silence_driver, "joint_states silent"),
     arming("armed with a joint outside its limits", outside_limits, "outside its limits"),
+    Fault(
+        "armed while a joint_state_publisher says zeros as well",
+        second_driver(True),
+        "DISARMED",
+        "",
+        0.0,
+        "DISARMED",
+        counter="joint_states_refused",
+        then=arms_without_them(TWO_PUBLISHERS),
+        quick=True,
+    ),
 )

@@ -6,6 +6,7 @@ or a clock does at its beginning, and a seed for everything random in it. The sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -91,7 +92,13 @@ class Hostile:
         if executor.state is State.FAULT:
             executor.disarm(self.now_ns)
         if executor.state is State.DISARMED:
+            self.settle()
             executor.arm(self.now_ns)
+
+    def settle(self) -> None:
+        """The arm stands where it is, and is read, for as long as arming wants it."""
+        for _ in range(math.ceil(0.35e9 / self.period_ns)):
+            self.tick("follows")
 
     def tick(self, arm: str = "follows", act: str = "") -> None:
         """One period, the command, and the arm's answer to it."""
@@ -293,7 +300,7 @@ class Hostile:
             else:
                 break
         assert executor.state is State.DISARMED, f"no way out of {executor.state.value}: {executor.reason}"
-        self.tick("follows")
+        self.settle()
         armed, why = executor.arm(self.now_ns)
         assert armed, f"cannot arm again: {why}"
         self.tick("follows")

@@ -78,6 +78,7 @@ class Cell:
         self.position = self.robot.rest_position.copy()
         self.rows: np.ndarray | None = None
         self.sway = 0.0
+        self.refused = ""
         self.states: list[DiagnosticStatus] = []
         self.trajectories: list[JointTrajectory] = []
         self.lock = threading.Lock()
@@ -153,8 +154,13 @@ class Cell:
         )
 
     def arm(self) -> None:
+        """Arm; readings that agree for a while are wanted first."""
+        wait_until(self._arms, lambda: f"arming; it says {self.refused}", 30.0)
+
+    def _arms(self) -> bool:
         answer = self.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
-        assert answer.success, answer.message
+        self.refused = answer.message
+        return bool(answer.success)
 
     def await_chunks(self, count: int) -> None:
         """Wait until so many more chunks have been followed: a goal a chunk, or a tick, would show."""

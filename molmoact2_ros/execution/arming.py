@@ -34,6 +34,9 @@ def reason_not_to_arm(
     stale = feedback.stale(now_ns)
     if stale is not None:
         return stale
+    unsteady = feedback.unsteady(now_ns)
+    if unsteady:
+        return unsteady
     measured = feedback.position
     assert measured is not None
     limits = robot.limits

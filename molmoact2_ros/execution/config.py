@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from molmoact2_ros.embodiments import Embodiment, Workspace
 
+UNSTAMPED = ("refuse", "receive")
+
 
 @dataclass(frozen=True)
 class ExecutorConfig:
@@ -21,6 +23,10 @@ class ExecutorConfig:
             must have come for arming, where `arm_needs_chunk`.
         acknowledgement_timeout_s: a driver that acknowledges commands must have done so within this; 0: it does not.
         max_future_s: how far a stamp may lie in the future.
+        unstamped_joint_states: what becomes of joint states with stamp 0: `refuse`, or `receive`: as if they were read
+            when they come.
+        arming_steady_s: for so long joint states must have come, and agreed, before arming; 0: the newest is enough.
+        arming_spread: how far the readings of an arm joint may lie apart in that time, rad.
         position_margin: of a target or a reading before it is refused, rad; see `Embodiment.beyond`.
         max_tracking_error: largest distance of a measured arm joint from the commands of the last `tracking_window_s`.
         tracking_window_s: covers the lag of the servos.
@@ -48,6 +54,9 @@ class ExecutorConfig:
     chunk_timeout_s: float = 2.0
     acknowledgement_timeout_s: float = 0.0
     max_future_s: float = 0.1
+    unstamped_joint_states: str = "refuse"
+    arming_steady_s: float = 0.3
+    arming_spread: float = 0.05
     position_margin: float = 0.05
     max_tracking_error: float = 0.25
     tracking_window_s: float = 0.3
@@ -70,8 +79,13 @@ class ExecutorConfig:
         """Hold what depends on the robot against it.
 
         Raises:
-            ValueError: the start pose has another size or lies outside the limits.
+            ValueError: the start pose has another size or lies outside the limits, or `unstamped_joint_states` is
+                something else.
         """
+        if self.unstamped_joint_states not in UNSTAMPED:
+            raise ValueError(
+                f"unstamped_joint_states is {self.unstamped_joint_states!r}, expected one of {', '.join(UNSTAMPED)}"
+            )
         pose = self.start_pose
         if not pose:
             return
@@ -93,6 +107,8 @@ class Counters:
     chunks_refused: int = 0
     chunks_ignored: int = 0
     joint_states_refused: int = 0
+    joint_states_unstamped: int = 0
+    joint_state_jumps: int = 0
     joint_states_repeated: int = 0
     joint_states_out_of_order: int = 0
     slow_downs: int = 0

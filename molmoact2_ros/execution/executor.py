@@ -22,20 +22,16 @@ from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
 from molmoact2_ros.execution.figures import shown
+from molmoact2_ros.execution.joint_states import ReadingError
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.mover import Mover
 from molmoact2_ros.execution.ramp import Ramp
 from molmoact2_ros.execution.steady_target import SteadyTarget
-from molmoact2_ros.execution.supervisor import Change, Event, State, Supervisor
+from molmoact2_ros.execution.supervisor import FOLLOWING, LET_GO, Change, Event, State, Supervisor
 from molmoact2_ros.execution.timeline import Timeline
 from molmoact2_ros.execution.watch import Finding, Watch
 
 Array = NDArray[np.float64]
-
-FOLLOWING = (State.TRACKING, State.STOPPING)
-"""States in which the chunk or the ramp, as long as there is one, moves the arm."""
-LET_GO = (State.DISARMED, State.FAULT, State.ESTOPPED)
-"""States in which an arm at rest is commanded no more: its driver holds it."""
 
 __all__ = ["Executor", "ExecutorConfig"]
 
@@ -54,7 +50,8 @@ class Executor:
         self._mover = Mover(robot, config, self.counters)
         self._supervisor = Supervisor()
         self._lock = threading.Lock()
-        self._feedback = Feedback(robot, config.joint_state_timeout_s, config.max_future_s, self.counters)
+        self._feedback = Feedback(robot, config, self.counters)
+        self.joint_publishers = self._feedback.publishers  # their ids -> names for messages, put here by who knows
         self._watch = Watch(robot, config, self._feedback)
         safe, timeline = self._mover.limiter.safe, self._mover.timeline
         self._admission = Admission(robot, config, safe, timeline, self._feedback, self.counters)
@@ -137,18 +134,22 @@ class Executor:
             self._supervisor.handle(Event.CLEANED_UP, "not configured")
 
     def on_joint_state(
-        self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int | None = None
-    ) -> str | None:
-        """Take an encoder reading; returns why it was refused, if it was. An unusable reading counts as none.
+        self,
+        names: Sequence[str],
+        positions: Sequence[float],
+        stamp_ns: int,
+        now_ns: int | None = None,
+        publisher: str = "",
+    ) -> Refusal | None:
+        """Take an encoder reading, see `Feedback.take`; returns why it was refused, if it was. That counts as none.
 
         With `now_ns` a reading from the future is refused at once; without, it makes the arm hold until its time comes.
         """
         with self._lock:
             try:
-                self._watch.measured(self._feedback.take(names, positions, stamp_ns, now_ns))
-            except ValueError as error:
-                self.counters.joint_states_refused += 1
-                return str(error)
+                self._watch.measured(self._feedback.take(names, positions, stamp_ns, now_ns, publisher))
+            except ReadingError as error:
+                return Refusal(error.kind, str(error))
         return None
 
     def on_acknowledgement(self, stamp_ns: int) -> None:

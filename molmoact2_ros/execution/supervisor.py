@@ -25,6 +25,12 @@ class State(Enum):
     ESTOPPED = "ESTOPPED"
 
 
+FOLLOWING = (State.TRACKING, State.STOPPING)
+"""States in which the chunk or the ramp, as long as there is one, moves the arm."""
+LET_GO = (State.DISARMED, State.FAULT, State.ESTOPPED)
+"""States in which an arm at rest is commanded no more: its driver holds it."""
+
+
 class Event(Enum):
     """What may change the state."""
 

@@ -55,6 +55,7 @@ class Watch:
         self._blind = False
         self._error_since_ns = None
         self._acknowledged_ns = now_ns
+        self._feedback.forget_jump()
 
     def end(self) -> None:
         """Disarmed."""
@@ -89,7 +90,12 @@ class Watch:
         return Finding(Event.HALT, f"the command loop stood still or its clock jumped, by {gap:.3f} s")
 
     def inputs(self, now_ns: int, holding: bool) -> Finding | None:
-        """Silence of the encoders, once; else a fault of the arm or its driver. `holding`: nothing moves."""
+        """Silence of the encoders, once; else a fault of the arm or its driver. `holding`: nothing moves.
+
+        After a jump nobody knows which reading is true, and the next chunk begins where the false one is.
+        """
+        if self._feedback.jump:
+            return Finding(Event.FAULT, f"joint state: {self._feedback.jump} Disarm and arm again")
         stale = self._feedback.stale(now_ns)
         if stale is not None:
             self._error_since_ns = None

@@ -25,6 +25,7 @@ from molmoact2_ros.execution.supervisor import Change, Event, State
 from molmoact2_ros.nodes.ros.command_outputs import StampedCommand, command_output
 from molmoact2_ros.nodes.ros.executor_parameters import PARAMETERS, config_of
 from molmoact2_ros.nodes.ros.gripper_actions import GripperActions
+from molmoact2_ros.nodes.ros.joint_topics import JointTopics
 from molmoact2_ros.nodes.ros.messages import checked_chunk, nanoseconds
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.ros.subscriptions import Heard
@@ -52,7 +53,6 @@ class ExecutorNode(MolmoNode):
         self._e_stopped = False
         self._punctuality: dict[str, float] = {}
         self._logged_refusal = ""
-        self._logged_reading = ""
         self._failure = ""
 
     # -- lifecycle --------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class ExecutorNode(MolmoNode):
         self._drivers: dict[str, str] = {}
         self._state_publisher = self.output(DiagnosticStatus, "executor/state", LATCHED)
         self._changed = self.create_guard_condition(self._publish_changes)
-        self.listen(JointState, "joint_states", self._on_joint_state, SENSOR)
+        JointTopics(self, robot, core.on_joint_state, core.joint_publishers)
         self.listen(JointState, "driver/acknowledgement", self._on_acknowledgement, SENSOR)
         self.hear(DiagnosticStatus, "driver/state", self._on_driver)
         self.listen(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST, raw=True)
@@ -152,14 +152,6 @@ class ExecutorNode(MolmoNode):
         grippers.update(core.gripper_targets.tolist(), self.now_ns())
 
     # -- inputs -----------------------------------------------------------------------------------------------------
-
-    def _on_joint_state(self, message: JointState) -> None:
-        assert self._executor_core is not None
-        stamp_ns = nanoseconds(message.header.stamp)
-        problem = self._executor_core.on_joint_state(message.name, message.position, stamp_ns, self.now_ns()) or ""
-        if problem and problem != self._logged_reading:
-            self.get_logger().error(f"joint state ignored: {problem}")
-        self._logged_reading = problem
 
     def _on_chunk(self, data: bytes) -> None:
         core = self._executor_core

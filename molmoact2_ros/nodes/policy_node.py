@@ -15,11 +15,12 @@ from functools import partial
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
+from molmoact2_ros.nodes.ros.joint_topics import Array, MergedJoints
 from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
 from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
 from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, opened, request_options
@@ -79,7 +80,7 @@ class PolicyNode(MolmoNode):
         for name in used:
             self.listen(Image, f"cameras/{name}/image_raw", partial(self._on_image, name), SENSOR)
             self.listen(DiagnosticStatus, f"cameras/{name}/state", partial(self._on_camera_state, name), LATCHED)
-        self.listen(JointState, "joint_states", self._on_joints, SENSOR)
+        MergedJoints(self, self._robot, self.param("state_timeout_s"), self._on_joints, self._on_no_joints)
         self._present_task = self.output(String, "policy/task", LATCHED)
         self._task.open()
         self.hear(String, "task", self._on_task)
@@ -149,16 +150,15 @@ class PolicyNode(MolmoNode):
                 wrong = message.level == DiagnosticStatus.ERROR and not silent
                 self._inputs.on_camera_state(name, message.message if wrong else "")
 
-    def _on_joints(self, message: JointState) -> None:
-        try:
-            joints = self._robot.reorder(message.name, message.position)
-        except ValueError as error:
-            self._log_edge("joint_states", f"joint state ignored: {error}")
-            return
-        self._log_edge("joint_states", "")
+    def _on_joints(self, joints: Array, stamp_ns: int) -> None:
         with self._changed:
             if self._inputs is not None:
-                self._inputs.on_joints(joints, nanoseconds(message.header.stamp), self.now_ns())
+                self._inputs.on_joints(joints, stamp_ns, self.now_ns())
+
+    def _on_no_joints(self, reason: str) -> None:
+        with self._changed:
+            if self._inputs is not None:
+                self._inputs.on_no_joints(reason)
 
     def _on_task(self, heard: Heard) -> None:
         with self._changed:

@@ -17,7 +17,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
@@ -28,6 +28,7 @@ from molmoact2_ros.cameras.calibration import CameraCalibration
 from molmoact2_ros.cameras.cell_cameras import CELL, calibrations_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import depth_info
+from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS, MergedJoints
 from molmoact2_ros.nodes.ros.messages import (
     chunk_from_trajectory,
     grid_from_image,
@@ -49,6 +50,8 @@ from molmoact2_ros.rendering.projection import (
 )
 
 Array = NDArray[np.float64]
+JOINTS_S = 1.0
+"""A publisher of joint states that is silent for longer makes room for another."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class VisualizerNode(MolmoNode):
     """Invariant: bad input (a garbage chunk, unknown codes) is reported once and leaves that part out."""
 
     PARAMETERS = (
+        *JOINT_STATE_PARAMETERS,
         Parameter("cameras", ["front", "wrist"], "Cameras to draw into; the first is the one of the depth codes."),
         Parameter("checkpoint", "", "Where the depth decoder is: a checkpoint's directory; empty: no depth images."),
         Parameter(
@@ -126,7 +130,7 @@ class VisualizerNode(MolmoNode):
         self._points = self.output(PointCloud2, "visualization/depth_points", SENSOR)
         for camera in self._cameras:
             self.listen(Image, f"cameras/{camera}/image_raw", partial(self._on_image, camera), SENSOR)
-        self.listen(JointState, "joint_states", self._guarded("joint states", self._on_joints), SENSOR)
+        MergedJoints(self, self._robot, JOINTS_S, self._on_joints)
         self.listen(JointTrajectory, "policy/action_chunk", self._guarded("action chunk", self._on_chunk), NEWEST)
         self.listen(Image, "policy/depth_codes", self._guarded("depth codes", self._on_codes), NEWEST)
         self.listen(Image, "policy/depth_updated", self._guarded("updated cells", self._on_updated), NEWEST)
@@ -185,9 +189,8 @@ class VisualizerNode(MolmoNode):
     def _on_image(self, camera: str, message: Image) -> None:
         self._images[camera] = message
 
-    def _on_joints(self, message: JointState) -> None:
-        joints = self._robot.reorder(message.name, np.asarray(message.position))
-        self._joints.append((nanoseconds(message.header.stamp), joints))
+    def _on_joints(self, joints: Array, stamp_ns: int) -> None:
+        self._joints.append((stamp_ns, joints))
 
     def _on_state(self, message: DiagnosticStatus) -> None:
         self._state = message.message

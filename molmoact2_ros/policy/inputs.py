@@ -87,6 +87,10 @@ class Inputs:
         """Take measured positions (dof,), rad, ROS order."""
         self._take("", joints, stamp_ns, now_ns)
 
+    def on_no_joints(self, reason: str) -> None:
+        """Take why joint states are not used, named when none comes; empty for nothing."""
+        self._reasons[""] = reason
+
     def on_task(self, text: str, now_ns: int) -> bool:
         """Begin a new epoch with this task. Returns False, and leaves no task, when the text says nothing.
 

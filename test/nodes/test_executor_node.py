@@ -160,7 +160,8 @@ class Cell:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cell, NodeProcess]]:
     # Wide enough for a loaded machine, on which this process and the executor's may wait half a second for a core.
-    patience = ("max_tick_gap_s:=2.0", "joint_state_timeout_s:=0.6", "realtime_priority:=10")
+    # Each test puts the arm back to its rest pose at once, and arms.
+    patience = ("arming_steady_s:=0.0", "max_tick_gap_s:=2.0", "joint_state_timeout_s:=0.6", "realtime_priority:=10")
     arguments = ["--ros-args", "-r", "__ns:=/so101", *(word for figure in patience for word in ("-p", figure))]
     log = tmp_path_factory.mktemp("executor") / "executor.log"
     with NodeProcess("molmoact2_ros.nodes.executor_node", arguments, log) as process, Companion() as companion:

@@ -30,7 +30,7 @@ def test_nothing_is_commanded_while_disarmed() -> None:
 def test_the_first_command_is_the_measured_position_even_with_a_chunk_waiting() -> None:
     cell = Cell()
     cell.position = ROBOT.rest_position + 0.07
-    cell.tick()
+    cell.tick(35)
     measured = cell.position.copy()
     cell.arm()
     assert cell.send(ramp(0.3, start=measured)) is None
@@ -280,7 +280,7 @@ def test_arming_is_refused_with_the_reason() -> None:
     assert not done and "joint_states silent for 1.00 s" in message
     cell.encoders_work = True
     cell.position = ROBOT.limits.upper + 0.2
-    cell.tick()
+    cell.tick(35)
     done, message = cell.executor.arm(cell.now_ns)
     assert not done and "outside its limits" in message and "switch its power off" in message
 
@@ -394,7 +394,7 @@ def test_an_arm_that_sags_begins_at_its_target_again_and_one_that_was_silent_whe
     cell.tick(80)  # nothing is known of an arm that is silent, though its target stays the same
     cell.encoders_work = True
     cell.executor.disarm(cell.now_ns)
-    cell.tick(20)
+    cell.tick(35)
     cell.arm()
     cell.tick()
     np.testing.assert_allclose(cell.sent[-1], target + cell.sag, atol=1e-9)

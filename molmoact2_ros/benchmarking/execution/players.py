@@ -142,7 +142,8 @@ class OurPlayer:
         self._chunks = 0
         self.began = False
         self.executor.configured()
-        self._read(START_NS)
+        for before_s in (0.4, 0.2, 0.1, 0.0):  # an arm that has stood there for a while
+            self._read(self._ns(-before_s))
         armed, why = self.executor.arm(START_NS)
         if not armed:
             raise RuntimeError(f"the executor would not arm at the start of the stream: {why}")

@@ -65,6 +65,9 @@ def _episode(policy, cell) -> Array:  # type: ignore[no-untyped-def]  # both bel
     now_ns = START_NS
     for frame in range(FRAMES):
         joints, _ = cell.joints()
+        if frame == 0:  # an arm that has stood there for a while
+            for before_ns in (400_000_000, 200_000_000, 100_000_000):
+                executor.on_joint_state(ROBOT.joint_names, joints, now_ns - before_ns)
         executor.on_joint_state(ROBOT.joint_names, joints, now_ns)
         if frame == 0:
             executor.arm(now_ns)

@@ -12,6 +12,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.embodiments.joint_names import JointNames
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.rolling_piece import RollingPiece
 from molmoact2_ros.nodes.ros.messages import fill_time
@@ -79,7 +80,8 @@ class TrajectoryCommand:
         self, node: MolmoNode, topic: str, robot: Embodiment, joints: NDArray[np.int_], period_s: float, lead_s: float
     ) -> None:
         self._piece = RollingPiece(robot.limits, joints, period_s, lead_s)
-        self._message = JointTrajectory(joint_names=[robot.joint_names[int(j)] for j in joints])
+        names = JointNames(robot, node.param("joint_map")).theirs
+        self._message = JointTrajectory(joint_names=[names[int(j)] for j in joints])
         self._views: list[tuple[Array, Array, Array]] = []
         for _ in range(len(self._piece.times_ns)):
             point = JointTrajectoryPoint()

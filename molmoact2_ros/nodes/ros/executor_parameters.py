@@ -9,6 +9,7 @@ import numpy as np
 
 from molmoact2_ros.embodiments import Embodiment, Workspace
 from molmoact2_ros.execution.config import ExecutorConfig
+from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS
 from molmoact2_ros.nodes.ros.node_base import Parameter
 
 OUTPUTS = ("driver", "forward_command", "joint_trajectory")
@@ -37,6 +38,7 @@ PARAMETERS = (
     Parameter(
         "e_stop_heartbeat_s", 0.0, "Silence of every e_stop publisher that stops the arm, s; 0: none.", 0.0, 10.0
     ),
+    *JOINT_STATE_PARAMETERS,
     Parameter("joint_state_timeout_s", 0.25, "Oldest encoder reading to move on, s.", 0.02, 2.0),
     Parameter(
         "chunk_timeout_s", 2.0, "Oldest observation to be followed, and for arming the last chunk, s.", 0.1, 60.0
@@ -51,6 +53,8 @@ PARAMETERS = (
     Parameter("frozen_travel", 0.05, "... while an arm joint was told to move so far, rad.", 0.001, 1.0),
     Parameter("refusal_s", 0.1, "How long the limits' planner may refuse before the motion is halted, s.", 0.0, 2.0),
     Parameter("max_tick_gap_s", 0.25, "A longer gap in the command loop or its clock halts the motion, s.", 0.02, 2.0),
+    Parameter("arming_steady_s", 0.3, "Joint states must have agreed for so long before arming, s; 0: no.", 0.0, 5.0),
+    Parameter("arming_spread", 0.05, "How far an arm joint's readings may lie apart in that time, rad.", 0.001, 0.5),
     Parameter("start_pose", NONE, "Pose of executor/go_to_start, all joints, rad or m; [0.0]: the robot's rest pose."),
     Parameter("start_tolerance", 0.0, "Arming is refused further from the start pose, rad; 0: anywhere.", 0.0, 3.2),
     Parameter("ramp_on_arming", False, "Go to the start pose at once after arming."),
@@ -66,6 +70,7 @@ _SAME = (
     *("blend_s", "slow_down_s", "ensemble", "ensemble_decay", "joint_state_timeout_s", "chunk_timeout_s"),
     *("acknowledgement_timeout_s", "max_future_s", "position_margin", "max_tracking_error", "tracking_window_s"),
     *("tracking_error_s", "frozen_s", "frozen_travel", "refusal_s", "max_tick_gap_s", "start_tolerance"),
+    *("unstamped_joint_states", "arming_steady_s", "arming_spread"),
     *("ramp_on_arming", "ramp_speed", "arm_needs_chunk", "binary_grippers"),
 )
 """Parameters that have the name of a field of the configuration."""

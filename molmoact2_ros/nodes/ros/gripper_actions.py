@@ -17,6 +17,7 @@ from rclpy.action import ActionClient
 from sensor_msgs.msg import JointState
 
 from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.embodiments.joint_names import JointNames
 from molmoact2_ros.execution.gripper import GripperGoals
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
 
@@ -98,6 +99,7 @@ class GripperActions:
         self._node, self._output, self._now_ns = node, output, node.now_ns
         self._effort, self._speed = float(node.param("gripper_effort")), float(node.param("gripper_speed"))
         names = [name for name in node.param("gripper_actions") if name]
+        joints = JointNames(robot, node.param("joint_map")).theirs
         self._grippers = []
         for name, j in zip(names, robot.gripper_indices, strict=True):
             topics = [f"{name}/grasp", f"{name}/move"] if output == "franka_gripper" else [name]
@@ -111,7 +113,7 @@ class GripperActions:
                 # A grasp is a decision; a width in between is none.
                 binary=bool(node.param("binary_grippers")) or output == "franka_gripper",
             )
-            self._grippers.append(_Gripper(robot.joint_names[j], rule, clients, (lower + upper) / 2.0))
+            self._grippers.append(_Gripper(joints[j], rule, clients, (lower + upper) / 2.0))
         self.goals = 0
         """Goals sent so far."""
 

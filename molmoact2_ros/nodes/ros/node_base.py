@@ -132,9 +132,13 @@ class MolmoNode(LifecycleNode):
         self._owned.append(partial(self.destroy_subscription, subscription))
         return subscription
 
-    def hear(self, msgtype: type, topic: str, handle: Callable[[Heard], None]) -> EveryPublisher:
-        """Subscribe until teardown to every kind of publisher, each told from the others. For `setup`."""
-        subscription = EveryPublisher(self, msgtype, topic, self._surviving(topic, handle))
+    def hear(
+        self, msgtype: type, topic: str, handle: Callable[[Heard], None], qos: QoSProfile | None = None
+    ) -> EveryPublisher:
+        """Subscribe until teardown to every kind of publisher, each told from the others; with `qos` in this way alone.
+        For `setup`."""
+        kinds = None if qos is None else (qos,)
+        subscription = EveryPublisher(self, msgtype, topic, self._surviving(topic, handle), kinds)
         self._owned.append(subscription.destroy)
         return subscription
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS
 from molmoact2_ros.nodes.ros.node_base import Parameter
 from molmoact2_ros.policy import BACKENDS, Choices, InferenceOptions, Policy, RTCOptions, open_policy
 from molmoact2_ros.policy.checkpoints.frame import FRAMES
@@ -48,6 +49,7 @@ PARAMETERS = (
     Parameter("cell_cameras", [""], "The cameras that there are, for matching names; empty: the robot's usual ones."),
     Parameter("camera_timeout_s", 0.5, "Silence of a camera after which publishing stops, s.", 0.05, 10.0),
     Parameter("max_skew_s", 0.2, "Images whose capture times are further apart are not used, s; 0: any.", 0.0, 10.0),
+    *JOINT_STATE_PARAMETERS,
     Parameter("state_timeout_s", 0.25, "Silence of the joint states after which publishing stops, s.", 0.02, 10.0),
     Parameter("action_mode", "continuous", f"{', '.join(ACTION_MODES)}; discrete: FAST tokens, where trained on them."),
     Parameter("action_tokenizer", "", "FAST tokenizer: directory or Hugging Face id; empty: the checkpoint's own."),

@@ -50,18 +50,29 @@ class EveryPublisher(Waitable):
     """A subscription to `topic` for every kind of publisher; `handle` is called from the spinning thread.
 
     Messages of one publisher come in the order in which they were sent, each once; one that is overtaken is dropped.
+
+    Args:
+        kinds: the subscriptions that are made, where not all kinds of publishers need be heard without loss.
     """
 
-    def __init__(self, node: Node, msgtype: Any, topic: str, handle: Callable[[Heard], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        msgtype: Any,
+        topic: str,
+        handle: Callable[[Heard], None],
+        kinds: tuple[QoSProfile, ...] | None = None,
+    ) -> None:
         super().__init__(node.default_callback_group)
         self._node, self._type, self._handle = node, msgtype, handle
         self._topic = node.resolve_topic_name(topic)
         self._last: dict[str, tuple[int, int]] = {}
         self._handles = []
+        self._told_broken = False
         self._ready: list[int] = []
         self._indices: list[int] = []
         check_is_valid_msg_type(msgtype)  # loads its type support
-        for qos in every_kind():
+        for qos in every_kind() if kinds is None else kinds:
             with node.handle:
                 self._handles.append(
                     rclpy_implementation.Subscription(node.handle, msgtype, topic, qos.get_c_qos_profile())
@@ -115,7 +126,17 @@ class EveryPublisher(Waitable):
             if (sent_ns, number) <= self._last.get(publisher, (0, 0)):
                 continue
             self._last[publisher] = sent_ns, number
-            self._handle(Heard(deserialize_message(data, self._type), publisher, sent_ns))
+            try:
+                message = deserialize_message(data, self._type)
+            except Exception as error:  # bytes that are no message: whoever sent them, the node goes on
+                self._broken(error)
+                continue
+            self._handle(Heard(message, publisher, sent_ns))
+
+    def _broken(self, error: Exception) -> None:
+        if not self._told_broken:
+            self._told_broken = True
+            self._node.get_logger().error(f"{self._topic}: messages left out that cannot be read: {error!r}")
 
 
 # -- rcl --------------------------------------------------------------------------------------------------------------

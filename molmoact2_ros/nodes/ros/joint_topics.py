@@ -1,0 +1,122 @@
+"""Joint states as drivers publish them: on one topic or more, under their own names, in whole or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sensor_msgs.msg import JointState
+
+from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.embodiments.joint_names import JointNames
+from molmoact2_ros.execution.chunk import Refusal
+from molmoact2_ros.execution.config import UNSTAMPED
+from molmoact2_ros.execution.joint_states import Array, JointStates, ReadingError
+from molmoact2_ros.nodes.ros.messages import nanoseconds
+from molmoact2_ros.nodes.ros.node_base import SENSOR, MolmoNode, Parameter
+from molmoact2_ros.nodes.ros.subscriptions import UNKNOWN, Heard
+
+QUIET_NS = 10_000_000_000
+"""A complaint is told again when it was not heard for so long."""
+LOOK_NS = 200_000_000
+
+JOINT_STATE_PARAMETERS = (
+    Parameter(
+        "joint_state_topics", ["joint_states"], "Where joint states come from; arm and fingers may have their own."
+    ),
+    Parameter(
+        "joint_map", [""], "Joint names of the driver, theirs=ours, one * each for the same part: fr3v2_*=fr3_*."
+    ),
+    Parameter(
+        "unstamped_joint_states", "refuse", f"Joint states with stamp 0: {' or '.join(UNSTAMPED)}, as if read then."
+    ),
+)
+
+
+class Take(Protocol):
+    """What becomes of a message; why it is refused, if it is. See `JointStates.take`."""
+
+    def __call__(
+        self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int, publisher: str
+    ) -> Refusal | None: ...
+
+
+class JointTopics:
+    """Hears all `joint_state_topics` until teardown, and tells each kind of complaint once.
+
+    Args:
+        publishers: where the names of the publishers' nodes are put, by their id.
+    """
+
+    def __init__(self, node: MolmoNode, robot: Embodiment, take: Take, publishers: dict[str, str]) -> None:
+        self._node, self._take, self._publishers = node, take, publishers
+        self._names = JointNames(robot, node.param("joint_map"))
+        self._look_ns = 0
+        self._told: dict[str, int] = {}
+        topics = list(dict.fromkeys(topic for topic in node.param("joint_state_topics") if topic))
+        if not topics:
+            raise ValueError("joint_state_topics is empty, expected one topic at least, for instance joint_states")
+        self._topics = [node.resolve_topic_name(topic) for topic in topics]
+        for topic in topics:
+            node.hear(JointState, topic, self._on_message, SENSOR)
+
+    def _on_message(self, heard: Heard) -> None:
+        message = heard.message
+        now_ns = self._node.steady.now().nanoseconds
+        if heard.publisher not in self._publishers and heard.publisher != UNKNOWN and now_ns > self._look_ns:
+            self._look_up()
+            self._look_ns = now_ns + LOOK_NS  # the graph may come to know it later
+        names = self._names.ours(message.name)
+        stamp_ns = nanoseconds(message.header.stamp)
+        refusal = self._take(names, message.position, stamp_ns, self._node.now_ns(), heard.publisher)
+        if refusal is not None:
+            last_ns, self._told[refusal.kind] = self._told.get(refusal.kind), now_ns
+            if last_ns is None or now_ns - last_ns > QUIET_NS:
+                self._node.get_logger().error(f"joint states ignored: {refusal.reason}")
+
+    def _look_up(self) -> None:
+        for topic in self._topics:
+            for info in self._node.get_publishers_info_by_topic(topic):
+                name = f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+                self._publishers[bytes(info.endpoint_gid).hex()] = f"{name} on {topic}"
+
+
+class MergedJoints:
+    """Joint states merged by joint, for who wants the newest position of all.
+
+    Args:
+        timeout_s: oldest reading of a joint that counts.
+        use: called with the position (dof,), rad or m, ROS order, and the stamp of the arm joint that was read longest
+            ago, ns; the array is the caller's.
+        complain: called with why there is no position now, or with nothing where there is one.
+    """
+
+    def __init__(
+        self,
+        node: MolmoNode,
+        robot: Embodiment,
+        timeout_s: float,
+        use: Callable[[Array, int], None],
+        complain: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        unstamped = node.param("unstamped_joint_states")
+        if unstamped not in UNSTAMPED:
+            raise ValueError(f"unstamped_joint_states is {unstamped!r}, expected one of {', '.join(UNSTAMPED)}")
+        self._states = JointStates(robot, timeout_s, stamp_unstamped=unstamped == "receive")
+        self._arms, self._use, self._complain = robot.arms, use, complain
+        JointTopics(node, robot, self._on_message, self._states.publishers)
+
+    def _on_message(
+        self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int, publisher: str
+    ) -> Refusal | None:
+        refusal = None
+        try:
+            self._states.take(names, positions, stamp_ns, now_ns, publisher)
+        except ReadingError as error:
+            refusal = Refusal(error.kind, str(error))
+        problem = self._states.missing() or self._states.rivals(now_ns)
+        self._complain(problem)
+        if not problem and refusal is None:
+            oldest_ns = min(int(self._states.stamps_ns[arm].min()) for arm in self._arms)
+            self._use(self._states.position, oldest_ns)
+        return refusal
