@@ -155,9 +155,10 @@ class Cell:
 
     def arm(self) -> None:
         """Arm; readings that agree for a while are wanted first."""
-        wait_until(self._arms, lambda: f"arming; it says {self.refused}", 30.0)
+        wait_until(self.arms, lambda: f"arming; it says {self.refused}", 30.0)
 
-    def _arms(self) -> bool:
+    def arms(self) -> bool:
+        """Ask for arming once; `refused` says why it was not done."""
         answer = self.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
         self.refused = answer.message
         return bool(answer.success)

@@ -19,7 +19,7 @@ from ros_interfaces import load_interfaces
 from ros_process import wait_until
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
@@ -285,8 +285,11 @@ def test_the_ramp_and_the_drivers_acknowledgement_over_ros(tmp_path: Path) -> No
         cell = running.ready()
         acknowledgement = cell.node.create_publisher(JointState, "driver/acknowledgement", SENSOR)
         answering = cell.node.create_timer(0.05, lambda: acknowledgement.publish(JointState(header=_header(cell))))
-        answer = cell.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
-        assert not answer.success and "call executor/go_to_start" in answer.message
+        wait_until(
+            lambda: not cell.arms() and "call executor/go_to_start" in cell.refused,
+            lambda: f"a refusal that names the start pose; it says {cell.refused}",
+            30.0,
+        )
         answer = cell.companion.call(Trigger, "executor/go_to_start", Trigger.Request(), 30.0)
         assert answer.success, answer.message
         cell.await_state("HOLDING", "at the start pose")
