@@ -176,7 +176,10 @@ class PolicyNode(MolmoNode):
     def _watch(self) -> None:
         """Say, when it changes, why nothing is published."""
         with self._changed:
-            problem = self._inputs.problem(self.now_ns()) if self._inputs is not None and self._running else None
+            if self._inputs is None or not self._running:
+                self._logged.pop("inputs", None)
+                return
+            problem = self._inputs.problem(self.now_ns())
         before = self._logged.get("inputs", "")
         kind = problem.kind if problem is not None else ""
         if kind == before:

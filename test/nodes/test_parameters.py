@@ -9,8 +9,11 @@ import pytest
 import rclpy
 from rclpy.context import Context
 from rclpy.node import Node
-from ros_process import NodeProcess
+from rclpy.parameter import Parameter as RosParameter
+from ros_process import Companion, NodeProcess
 
+from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.executor_node import ExecutorNode
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
 from molmoact2_ros.nodes.ros.parameter_page import FAMILIES, ROOMS, node_classes, page
 from molmoact2_ros.parameter_files import parameters_for, robot_files, sections
@@ -96,3 +99,21 @@ def test_a_value_that_the_node_cannot_use_ends_it_with_one_line(line: str, words
         assert process.popen.wait(60.0) == 1
         assert words in process.output
         assert "Traceback" not in process.output
+
+
+def test_a_parameter_shows_what_is_in_force_and_says_where_it_is_set() -> None:
+    """What `ros2 param get` and `ros2 param set` of a running executor answer."""
+    with Companion():
+        node = ExecutorNode()
+        try:
+            robot = embodiment("so101")
+            assert node.param("workspace_lower") == robot.workspaces[0].lower.tolist()
+            assert node.param("workspace_upper") == robot.workspaces[0].upper.tolist()
+            assert node.param("start_pose") == robot.rest_position.tolist()
+            wanted = RosParameter("max_tracking_error", value=0.2)
+            refused = node.set_parameters_atomically([wanted])
+        finally:
+            node.destroy_node()
+    assert not refused.successful
+    assert refused.reason.startswith("max_tracking_error is read when executor starts: write it into a parameter file")
+    assert "config:=FILE" in refused.reason

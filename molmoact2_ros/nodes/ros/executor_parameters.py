@@ -55,13 +55,22 @@ PARAMETERS = (
     Parameter("max_tick_gap_s", 0.25, "A longer gap in the command loop or its clock halts the motion, s.", 0.02, 2.0),
     Parameter("arming_steady_s", 0.3, "Joint states must have agreed for so long before arming, s; 0: no.", 0.0, 5.0),
     Parameter("arming_spread", 0.05, "How far an arm joint's readings may lie apart in that time, rad.", 0.001, 0.5),
-    Parameter("start_pose", NONE, "Pose of executor/go_to_start, all joints, rad or m; [0.0]: the robot's rest pose."),
+    Parameter(
+        *("start_pose", NONE, "Pose of executor/go_to_start, all joints, rad or m; [0.0]: the robot's rest pose."),
+        of_robot=lambda robot: [float(value) for value in robot.rest_position],
+    ),
     Parameter("start_tolerance", 0.0, "Arming is refused further from the start pose, rad; 0: anywhere.", 0.0, 3.2),
     Parameter("ramp_on_arming", False, "Go to the start pose at once after arming."),
     Parameter("ramp_speed", 0.25, "Share of the velocity limits that the ramp reaches.", 0.01, 1.0),
     Parameter("arm_needs_chunk", False, "Refuse to arm while no policy sends usable chunks."),
-    Parameter("workspace_lower", NONE, "Lower corner of each arm's box, x y z, m; [0.0]: the robot's own."),
-    Parameter("workspace_upper", NONE, "Upper corner of each arm's box, x y z, m; [0.0]: the robot's own."),
+    Parameter(
+        *("workspace_lower", NONE, "Lower corner of each arm's box, x y z, m; [0.0]: the robot's own."),
+        of_robot=lambda robot: [float(value) for box in robot.workspaces for value in box.lower],
+    ),
+    Parameter(
+        *("workspace_upper", NONE, "Upper corner of each arm's box, x y z, m; [0.0]: the robot's own."),
+        of_robot=lambda robot: [float(value) for box in robot.workspaces for value in box.upper],
+    ),
     Parameter("realtime_priority", 0, "SCHED_FIFO priority of the command loop; 0 leaves it normal.", 0, 99),
     Parameter("cpu", -1, "CPU that the command loop stays on; -1 for any.", -1, 1023),
 )

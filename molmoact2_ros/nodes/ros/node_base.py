@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
+from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.running import run_node
 from molmoact2_ros.nodes.ros.services import Services
 from molmoact2_ros.nodes.ros.subscriptions import EveryPublisher, Heard
@@ -42,7 +45,8 @@ NO_CLOCK_S = 3.0
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter. `low` and `high` bound numbers; a read-only parameter is set before configure only."""
+    """One declared parameter. `low` and `high` bound numbers; a read-only parameter is set before configure only.
+    `of_robot` says what stands for `default` on a robot, so that who reads the parameter sees what is in force."""
 
     name: str
     default: Any
@@ -50,6 +54,7 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     read_only: bool = True
+    of_robot: Callable[[Embodiment], list[float]] | None = None
 
     def descriptor(self) -> ParameterDescriptor:
         """The descriptor ROS shows with `ros2 param describe`."""
@@ -80,7 +85,11 @@ class MolmoNode(LifecycleNode):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         for parameter in (*COMMON, *self.PARAMETERS):
-            self.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+            default = parameter.default
+            if parameter.of_robot is not None:
+                with suppress(ValueError):  # an unknown robot is refused when the node is configured
+                    default = parameter.of_robot(embodiment(self.param("robot")))
+            self.declare_parameter(parameter.name, default, parameter.descriptor())
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         # On a steady clock: with use_sim_time and nobody on /clock the node's own stands, and so do its timers.
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -185,6 +194,19 @@ class MolmoNode(LifecycleNode):
     def param(self, name: str) -> Any:
         """Value of a declared parameter."""
         return self.get_parameter(name).value
+
+    def set_parameters_atomically(self, parameter_list: list[RosParameter]) -> SetParametersResult:
+        """As rclpy's, but a parameter that cannot be set while the node runs says where it is set."""
+        result = super().set_parameters_atomically(parameter_list)
+        fixed = [
+            p.name for p in parameter_list if self.has_parameter(p.name) and self.describe_parameter(p.name).read_only
+        ]
+        if not result.successful and fixed:
+            result.reason = (
+                f"{', '.join(fixed)} is read when {self.get_name()} starts: write it into a parameter file under "
+                f"/**/{self.get_name()}: ros__parameters:, give that with config:=FILE or --config FILE, start again"
+            )
+        return result
 
     def require_motion_allowed(self) -> None:
         """For nodes that measure and arm by themselves: nobody may start one beside an arm by mistake.
