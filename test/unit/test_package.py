@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import molmoact2_ros
 
@@ -140,3 +141,15 @@ def test_pip_installs_the_same_console_scripts_and_data(tmp_path):
     (package,) = target.glob("lib/python3*/site-packages/molmoact2_ros")
     here = {p.relative_to(ROOT / "molmoact2_ros/data") for p in (ROOT / "molmoact2_ros/data").rglob("*") if p.is_file()}
     assert {p.relative_to(package / "data") for p in (package / "data").rglob("*") if p.is_file()} == here
+
+
+def test_what_others_read_of_the_repository_is_valid_and_current():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == molmoact2_ros.__version__ and citation["license"] == "Apache-2.0"
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["check"]
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        fields = yaml.safe_load(form.read_text()).get("body", [])
+        assert all(field["type"] == "markdown" or field["id"] for field in fields), form
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert all(hook["entry"].startswith("sh tools/run.sh ") for hook in hooks)
