@@ -58,6 +58,7 @@ class FaultCell:
         self.policy: Change = nothing
         self.driver: Change = as_it_is
         self.blocked = self.acknowledging = self.policy_is_blind = False
+        self.readings = 0
         self.commands: list[tuple[float, np.ndarray]] = []
         self.states: list[DiagnosticStatus] = []
         self.intruders: list[tuple[Any, Any]] = []
@@ -90,6 +91,7 @@ class FaultCell:
         message.header.stamp = self.node.get_clock().now().to_msg()
         for out in self.driver(message):
             self.joint_states.publish(out)
+        self.readings += 1
 
     def chunk(self) -> JointTrajectory:
         """What a sound policy says now."""
@@ -156,6 +158,11 @@ class FaultCell:
             self.position = ROBOT.rest_position.copy()
             self.commands.clear()
         self.direction = 1.0
+        # No arm gets there in one reading; who arms before the executor has heard of it arms an arm that then jumps.
+        readings = self.readings
+        wait_until(lambda: self.readings > readings + 10, "readings at the rest pose")
+        told = len(self.states)
+        wait_until(lambda: len(self.states) > told + 1, "the executor to have heard them")
         wait_until(lambda: 0.0 <= float(self.value("joint_state_age_ms") or 1e9) < 300.0, "readings that are fresh")
 
     def drive_intruders_out(self) -> None:
@@ -180,7 +187,7 @@ class FaultCell:
         """Arm without a policy."""
         wait_until(lambda: self.arm().success, lambda: f"arming; it says {self.told()}", 20.0)
         self.await_state("HOLDING", "waiting for an action chunk")
-        wait_until(lambda: len(self.commands) > 5, "commands")
+        wait_until(lambda: len(self.commands) > 5, lambda: f"commands; it says {self.told()}")
 
     # -- what the commands show -------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Stands in for an arm and for a policy, so that an executor can be measured and hurt without either.
 
-The arm is where it was told to be one reading ago. The policy swings every arm joint about the rest pose at an even
-speed. With `measure_s` the node also arms the executor, lets it follow for so long, writes down what its command loop
-says of itself and ends.
+The arm is where it was told to be one reading ago, and no faster than its joints are. The policy swings every arm joint
+about the rest pose at an even speed. With `measure_s` the node also arms the executor, lets it follow for so long, writes
+down what its command loop says of itself and ends.
 """
 
 from __future__ import annotations
@@ -59,12 +59,14 @@ class ReplayNode(MolmoNode):
             self.require_motion_allowed()
         self._robot = embodiment(self.param("robot"))
         self._position = self._robot.rest_position.copy()
+        self._target = self._position
+        self._step = self._robot.limits.velocity / self.param("joint_rate_hz")
         self._direction = 1.0
         if self.param("arm"):
             self._joint_states = self.output(JointState, "joint_states", SENSOR)
             self.listen(JointState, "executor/command", self._on_command, SENSOR)
         else:
-            self.listen(JointState, "joint_states", self._on_command, SENSOR)
+            self.listen(JointState, "joint_states", self._on_joint_state, SENSOR)
         if self.param("policy"):
             self._chunks = self.output(JointTrajectory, "policy/action_chunk", NEWEST)
         self.listen(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
@@ -84,9 +86,13 @@ class ReplayNode(MolmoNode):
             self._arming = None
 
     def _on_command(self, message: JointState) -> None:
+        self._target = np.array(message.position)
+
+    def _on_joint_state(self, message: JointState) -> None:
         self._position = np.array(message.position)
 
     def _read_encoders(self) -> None:
+        self._position = self._position + np.clip(self._target - self._position, -self._step, self._step)
         message = JointState(name=list(self._robot.joint_names), position=array("d", self._position))
         message.header.stamp = self.get_clock().now().to_msg()
         self._joint_states.publish(message)
