@@ -50,9 +50,15 @@ class Mover:
         return self.limiter.motion
 
     def begin(self, position: Array) -> None:
-        """Begin at rest at `position` (dof,), or at the limit that it lies beyond."""
-        limits = self._robot.limits
-        self.limiter.reset(np.clip(position, limits.lower, limits.upper))
+        """Begin at rest at `position` (dof,), a gripper at the limit that it lies beyond.
+
+        An arm joint beyond its limit begins there: a step to the limit would be a jerk of the arm. It only moves in.
+        """
+        limits, grippers = self._robot.limits, list(self._robot.gripper_indices)
+        start = np.array(position, dtype=np.float64)
+        start[grippers] = np.clip(start, limits.lower, limits.upper)[grippers]
+        self.limiter.safe.take_in(start)
+        self.limiter.reset(start)
         self.rest = self.limiter.motion.position.copy()
         self.guard.begin(self.rest)
         self.stops.forget()
