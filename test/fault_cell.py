@@ -58,6 +58,7 @@ class FaultCell:
         self.policy: Change = nothing
         self.driver: Change = as_it_is
         self.blocked = self.acknowledging = self.policy_is_blind = False
+        self.readings = 0
         self.commands: list[tuple[float, np.ndarray]] = []
         self.states: list[DiagnosticStatus] = []
         self.intruders: list[tuple[Any, Any]] = []
@@ -86,6 +87,7 @@ class FaultCell:
             self.acknowledgement.publish(message)
 
     def _read_encoders(self) -> None:
+        self.readings += 1
         message = JointState(name=list(ROBOT.joint_names), position=array("d", self.position))
         message.header.stamp = self.node.get_clock().now().to_msg()
         for out in self.driver(message):
@@ -156,6 +158,9 @@ class FaultCell:
             self.position = ROBOT.rest_position.copy()
             self.commands.clear()
         self.direction = 1.0
+        # Armed at once, the executor would hold where the arm was before it was put here.
+        put = self.readings
+        wait_until(lambda: self.readings > put + 10, "readings of where the arm is now")
         wait_until(lambda: 0.0 <= float(self.value("joint_state_age_ms") or 1e9) < 300.0, "readings that are fresh")
 
     def drive_intruders_out(self) -> None:

@@ -88,6 +88,8 @@ class So101(Embodiment):
         "support the arm, switch its power off, move it inside by hand and hold it while you switch it on; if it is "
         "not where this says, calibrate it anew"
     )
+    # 6 and 7.5 rad/s: recordings of real arms reach 4.0 at shoulder_lift and 6.3 at wrist_flex.
+    speed_room = 3.0
     normalize_gripper = True
 
     def __init__(self, name: str) -> None:
