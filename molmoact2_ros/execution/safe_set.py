@@ -94,7 +94,10 @@ class SafeSet:
         return low * (1.0 - MARGIN), high * (1.0 - MARGIN)
 
     def take_in(self, position: Array) -> None:
-        """The joints stand at `position` (dof,). One outside its limits may be there and move in, never further out."""
+        """The joints stand at `position` (dof,). One outside its limits may be there and move in, never further out.
+
+        But for the end of a stop, which may turn back by some microradians.
+        """
         within = self._within
         self.limits.lower[:] = np.where(position < within.lower - ROUNDING, position, within.lower)
         self.limits.upper[:] = np.where(position > within.upper + ROUNDING, position, within.upper)
