@@ -87,11 +87,11 @@ class FaultCell:
             self.acknowledgement.publish(message)
 
     def _read_encoders(self) -> None:
+        self.readings += 1
         message = JointState(name=list(ROBOT.joint_names), position=array("d", self.position))
         message.header.stamp = self.node.get_clock().now().to_msg()
         for out in self.driver(message):
             self.joint_states.publish(out)
-        self.readings += 1
 
     def chunk(self) -> JointTrajectory:
         """What a sound policy says now."""

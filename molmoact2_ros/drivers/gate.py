@@ -33,6 +33,7 @@ class GateConfig:
         position_margin: of a command before it is refused, see `Embodiment.beyond`.
         step_factor, step_slack_s: between two commands a joint may move `step_factor` times what its velocity limit
             allows for the time between their stamps and `step_slack_s` more: ticks are not punctual to the millisecond.
+        speed_scale: as the executor's, see `Embodiment.scaled_limits`.
     """
 
     rejoin_rad: float = 0.05
@@ -41,6 +42,7 @@ class GateConfig:
     position_margin: float = 0.1
     step_factor: float = 1.2
     step_slack_s: float = 0.05
+    speed_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Gate:
 
     def __init__(self, robot: Embodiment, config: GateConfig | None = None) -> None:
         self.robot, self.config = robot, config or GateConfig()
+        self._velocity = robot.scaled_limits(self.config.speed_scale).velocity
         self._lock = threading.Lock()
         self._open = False
         self._reason = "not connected"
@@ -177,7 +180,7 @@ class Gate:
         if self._open and self._passed is not None:
             seconds = (command.stamp_ns - self._passed.stamp_ns) * 1e-9
             seconds = self.config.step_factor * seconds + self.config.step_slack_s
-            allowed = self.robot.limits.velocity * seconds
+            allowed = self._velocity * seconds
             distance = np.abs(command.positions - self._passed.positions)
             excess = distance - allowed
             j = int(np.argmax(excess))

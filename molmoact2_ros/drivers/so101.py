@@ -25,6 +25,7 @@ import numpy as np
 from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.drivers.driver import Array, DriverError, Health, Reading, StaleError, hardware_package
 from molmoact2_ros.drivers.so101_calibration import calibration_path, check_calibration, check_servos
+from molmoact2_ros.drivers.so101_range import OwnRange
 from molmoact2_ros.drivers.so101_servos import aim_where_it_is, complaints, counting_turns, keeping_torque, registers
 from molmoact2_ros.embodiments import ModelFrame, embodiment
 
@@ -94,6 +95,7 @@ class So101Driver:
     def __post_init__(self) -> None:
         self.robot = embodiment("so101")
         self._follower: Any = None
+        self._range: OwnRange | None = None
         self._suspect = False
         self._settings_note = ""
         self._powered = False
@@ -132,6 +134,7 @@ class So101Driver:
             told = complaints(bus) if isinstance(error, RuntimeError) else ""
             _abandon(follower)
             raise DriverError(told or _explained(error, port)) from error
+        self._range = OwnRange(follower.calibration, self.robot.joint_names)
         self._follower, self._suspect, self._powered = follower, False, True
 
     def read(self) -> Reading:
@@ -142,8 +145,14 @@ class So101Driver:
         return Reading(stamp, self.robot.joints_from_model(vector, ModelFrame.ARM))
 
     def write(self, positions: Array) -> None:
-        """See `Driver`. The servos do not acknowledge it; the next readings show whether they follow."""
+        """See `Driver`. The servos do not acknowledge it; the next readings show whether they follow.
+
+        Goals beyond the calibrated range end where it does: there is the joint's stop.
+        """
         vector = self.robot.model_from_joints(positions, ModelFrame.ARM)
+        if self._range is not None:
+            self._range.note(vector)
+            vector = self._range.keep(vector)
         goals = {f"{name}.pos": float(value) for name, value in zip(self.robot.joint_names, vector, strict=True)}
         self._exchange("the command", lambda _: self._follower.send_action(goals))
 
@@ -156,6 +165,8 @@ class So101Driver:
         goals, _ = self._exchange("the goals", lambda bus: bus.sync_read("Goal_Position"))
         kept = np.array([goals[name] for name in self.robot.joint_names])
         wanted = self.robot.model_from_joints(positions, ModelFrame.ARM)
+        if self._range is not None:
+            wanted = self._range.keep(wanted)
         return bool(np.all(np.abs(kept - wanted) <= GOAL_TOLERANCE))
 
     def health(self) -> Health:
@@ -172,6 +183,7 @@ class So101Driver:
         values: dict[str, object] = {f"{name}.temperature_c": value for name, value in temperatures.items()}
         values |= {f"{name}.voltage_v": value for name, value in volts.items()}
         values |= {f"line.{name}": value for name, value in vars(self.line).items()}
+        values["goals_held_at_range"] = 0 if self._range is None else self._range.held
         return Health(*self._judged(temperatures, volts, torque), values)
 
     def disconnect(self) -> None:
@@ -306,8 +318,9 @@ class So101Driver:
             )
         if heat >= config.temperature_warn:
             return Level.WARN, f"{hottest} is at {heat} degrees C (limit {config.temperature_limit:g})"
-        if self._settings_note:
-            return Level.WARN, self._settings_note
+        held = "" if self._range is None else self._range.told()
+        if held or self._settings_note:
+            return Level.WARN, held or self._settings_note
         return Level.OK, f"hottest servo {heat} degrees C"
 
 

@@ -12,11 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from molmoact2_ros.drivers.driver import DriverError
 from molmoact2_ros.drivers.so101_servos import registers
 from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.embodiments.so101 import TRAVEL
 
 LAST_TICK = 4095
 DEGREES_A_TICK = 360.0 / LAST_TICK
@@ -188,9 +187,8 @@ def _entry(entry: Any, number: int) -> str:
 
 def _ranges(content: dict[str, dict[str, int]], robot: Embodiment) -> list[str]:
     """What is wrong with the ranges, one line a joint."""
-    travels = np.degrees(robot.limits.upper - robot.limits.lower)
     found = []
-    for name, travel in zip(robot.joint_names, travels, strict=True):
+    for name, travel in zip(robot.joint_names, TRAVEL, strict=True):
         low, high = content[name]["range_min"], content[name]["range_max"]
         width, came = (high - low) * DEGREES_A_TICK, f"range_min {low}, range_max {high}"
         least, most = travel - LESS_DEGREES, travel + MORE_DEGREES

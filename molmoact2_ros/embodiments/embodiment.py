@@ -7,7 +7,7 @@ and gripper polarity belong to the checkpoint. An `Embodiment` is the only place
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -94,6 +94,7 @@ class Embodiment(ABC):
         wrist_links: for each arm the link that its last arm joint moves; a wrist camera is fixed to it.
         workspaces: for each arm where its tip may be.
         moved_by_hand: what a user does to move a joint by hand that the arm may not move by itself, an order.
+        speed_room: so many times their velocity limits the arms' joints may be allowed at most (`scaled_limits`).
         normalize_gripper: whether the checkpoints of this robot scale the gripper like the other joints.
     """
 
@@ -118,6 +119,7 @@ class Embodiment(ABC):
     wrist_links: tuple[str, ...]
     workspaces: tuple[Workspace, ...]
     moved_by_hand: str
+    speed_room: float
     normalize_gripper: bool
 
     @property
@@ -140,6 +142,31 @@ class Embodiment(ABC):
         fingers). The nearer a joint is to a position limit, the less it may be there, never the more."""
         high = np.broadcast_to(self.limits.velocity, self.checked(positions, "joint positions").shape).copy()
         return -high, high
+
+    def scaled_limits(self, scale: float) -> JointLimits:
+        """The limits with `scale` times the velocities of the arms' joints; those of grippers stay.
+
+        Above 1 accelerations grow as the scale and jerks as its square: a joint that is allowed more velocity alone
+        takes so long to get there that new chunks come before it has, and the arm gets slower instead. Below 1 they
+        stay: a stop must not take longer.
+
+        Raises:
+            ValueError: it is not above 0, or above what this robot's joints can do.
+        """
+        if not 0.0 < scale <= self.speed_room:
+            raise ValueError(
+                f"speed_scale is {scale:g}, expected above 0 and at most {self.speed_room:g} for {self.name}"
+            )
+        velocity, faster = np.ones(self.dof), np.ones(self.dof)
+        for arm in self.arms:
+            velocity[arm], faster[arm] = scale, max(scale, 1.0)
+        limits = self.limits
+        return replace(
+            limits,
+            velocity=limits.velocity * velocity,
+            acceleration=limits.acceleration * faster,
+            jerk=limits.jerk * faster**2,
+        )
 
     def beyond(self, positions: Array, margin: float) -> Array:
         """How far `positions` (..., dof) lie outside their limits, less the margin: positive where that is too far.

@@ -141,6 +141,8 @@ class FrankaDroid(Embodiment):
     rate_hz = 15.0
     horizon = 15
     moved_by_hand = "press the user stop, guide it inside by hand, release the stop"
+    # Its controller ends the motion beyond its limits.
+    speed_room = 1.0
     normalize_gripper = False
     # The reach of the arm (0.855 m to the flange) and its hand around the shoulder; the floor is the plane the base
     # stands on, less what a soft object gives way.

@@ -5,8 +5,8 @@ with 0 closed. LeRobot's drivers report degrees about mid-range (`use_degrees=Tr
 URDF, so the arm frame is `deg(q)`; the training frame is `signs * arm + offsets`. Applying that transform twice, or not
 at all, drives the arm into the table.
 
-Sources: `urdf/so101.urdf` for kinematics, ranges and velocities, lerobot for units, allenai/MolmoAct2-SO100_101 for
-the frame.
+Sources: `urdf/so101.urdf` for kinematics, the travel by design and velocities, public calibrations and poses for how
+far arms as they are built go beyond that travel, lerobot for units, allenai/MolmoAct2-SO100_101 for the frame.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ JAW = _URDF.joints["gripper"]
 _JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 _LOWER, _UPPER, _VELOCITY = _URDF.limits(_JOINTS)
 
+_REACH = {"shoulder_pan": 122.0, "shoulder_lift": 108.0, "wrist_flex": 111.0}
+"""How far arms as they are built go to either side, degrees. Stops are printed, and mid-range is where the sweep of a
+calibration put it. Among five follower arms lift goes up to 106 (folded up they rest at -103 to -106, on the stop),
+wrist flex up to 109 and pan up to 120; 2 degrees more are for what calibrations scatter. The other joints keep to the
+URDF. An arm that has less keeps to its own calibration, see `drivers/so101.py`."""
+TRAVEL = np.degrees(_UPPER - _LOWER)
+"""From stop to stop by design, (dof,), degrees."""
+_REACH_RAD = np.radians([_REACH.get(name, 0.0) for name in _JOINTS])
+
 
 class So101(Embodiment):
     """SO-100 and SO-101 arms with LeRobot calibration.
@@ -64,8 +73,8 @@ class So101(Embodiment):
     rest_position = np.array([0.0541, -0.5794, 0.6004, 1.0105, -0.1920, 0.0021])
     # STS3215 at 7.4 V turns about 4.7 rad/s unloaded; what a loaded arm follows without sagging is about half of it.
     limits = JointLimits(
-        lower=_LOWER,
-        upper=_UPPER,
+        lower=np.minimum(_LOWER, -_REACH_RAD),
+        upper=np.maximum(_UPPER, _REACH_RAD),
         velocity=_VELOCITY,
         acceleration=np.array([10.0, 10.0, 10.0, 15.0, 15.0, 40.0]),
         jerk=np.array([200.0, 200.0, 200.0, 300.0, 300.0, 800.0]),
@@ -75,7 +84,12 @@ class So101(Embodiment):
     # The whole reach of the arm; the floor is a little below the plane that the base stands on, since tips are soft.
     workspaces = (Workspace(np.array([-0.50, -0.50, -0.03]), np.array([0.55, 0.50, 0.60])),)
     # It has torque as long as its driver runs, and mostly afterwards.
-    moved_by_hand = "support the arm, switch its power off, move it inside by hand and hold it while you switch it on"
+    moved_by_hand = (
+        "support the arm, switch its power off, move it inside by hand and hold it while you switch it on; if it is "
+        "not where this says, calibrate it anew"
+    )
+    # 6 and 7.5 rad/s: recordings of real arms reach 4.0 at shoulder_lift and 6.3 at wrist_flex.
+    speed_room = 3.0
     normalize_gripper = True
 
     def __init__(self, name: str) -> None:

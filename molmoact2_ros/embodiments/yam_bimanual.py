@@ -71,6 +71,8 @@ class YamBimanual(Embodiment):
     rate_hz = 30.0
     horizon = 30
     moved_by_hand = "switch driver/hand_guiding on, move it inside by hand, switch the guiding off"
+    # 5 and 7 rad/s, half and a quarter of what the motors turn at.
+    speed_room = 2.0
     normalize_gripper = False
     # What a working YAM cell uses with this model; the grippers may open or close at once.
     max_step = _both(np.full(ARM_JOINTS, 0.2), 2.0 * GRIPPER_STROKE)

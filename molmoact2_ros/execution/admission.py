@@ -41,7 +41,7 @@ class Admission:
         self._robot, self._config, self._safe = robot, config, safe
         self._timeline, self._feedback, self._counters = timeline, feedback, counters
         self._ensemble = Ensemble(config.ensemble, config.ensemble_decay, robot.gripper_indices)
-        limits = robot.limits
+        limits = self._limits = robot.scaled_limits(config.speed_scale)
         self._decided = BinaryGrippers(robot.gripper_indices, limits.lower, limits.upper)
         self.heard_ns: int | None = None
         """When the last chunk came that could be followed."""
@@ -126,7 +126,7 @@ class Admission:
         robot = self._robot
         bounds = self._safe.velocity_bounds if self._safe.varies else None
         from_s = (at_ns - chunk.origin_ns) * 1e-9
-        return ChunkCurve.of(chunk, robot.limits, robot.gripper_indices, robot.arms, bounds, from_s)
+        return ChunkCurve.of(chunk, self._limits, robot.gripper_indices, robot.arms, bounds, from_s)
 
     def splice(self, curve: ChunkCurve, at_ns: int, motion: Motion, guard: WorkspaceGuard) -> Refusal | None:
         """Follow `curve` from the commanded `motion` at `at_ns` on, up to where its way leaves a workspace.

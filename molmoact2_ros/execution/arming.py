@@ -11,6 +11,10 @@ from molmoact2_ros.execution.feedback import Feedback
 
 Array = NDArray[np.float64]
 
+COMES_IN_RAD = 0.1
+"""An arm joint that rests so far outside its limits, on its stop or sagged, comes back by itself. A driver's gate lets
+commands pass up to there."""
+
 
 def start_pose(robot: Embodiment, config: ExecutorConfig) -> Array:
     """Where the ramp goes (dof,), rad."""
@@ -40,12 +44,16 @@ def reason_not_to_arm(
     measured = feedback.position
     assert measured is not None
     limits = robot.limits
-    beyond = robot.beyond(measured, config.position_margin)
+    margin = max(config.position_margin, COMES_IN_RAD)
+    beyond = robot.beyond(measured, margin)
     j = int(np.argmax(beyond))
     if beyond[j] > 0.0:
+        far = (
+            "" if j in robot.gripper_indices else f", further than the {margin:g} rad from which it comes in by itself"
+        )
         return (
             f"{robot.joint_names[j]} is at {measured[j]:.3f} {robot.unit(j)}, outside its limits "
-            f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}; {robot.moved_by_hand}"
+            f"{limits.lower[j]:.3f} to {limits.upper[j]:.3f}{far}; {robot.moved_by_hand}"
         )
     if to_start:
         return ""

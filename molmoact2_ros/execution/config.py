@@ -39,6 +39,7 @@ class ExecutorConfig:
         start_tolerance: arming is refused further away than this from the start pose, arm joints only; 0: anywhere.
         ramp_on_arming: go to the start pose at once after arming.
         ramp_speed: share of the velocity limits that a ramp reaches.
+        speed_scale: so many times the robot's own speed chunks may ask for, see `Embodiment.scaled_limits`.
         arm_needs_chunk: arming is refused while no policy sends usable chunks.
         ensemble: how many overlapping chunks are averaged; 1 follows the newest alone.
         ensemble_decay: see `Ensemble`.
@@ -69,6 +70,7 @@ class ExecutorConfig:
     start_tolerance: float = 0.0
     ramp_on_arming: bool = False
     ramp_speed: float = 0.25
+    speed_scale: float = 1.0
     arm_needs_chunk: bool = False
     ensemble: int = 1
     ensemble_decay: float = 0.01
@@ -79,9 +81,10 @@ class ExecutorConfig:
         """Hold what depends on the robot against it.
 
         Raises:
-            ValueError: the start pose has another size or lies outside the limits, or `unstamped_joint_states` is
-                something else.
+            ValueError: the start pose has another size or lies outside the limits, `unstamped_joint_states` is
+                something else, or `speed_scale` is more than the robot can do.
         """
+        robot.scaled_limits(self.speed_scale)
         if self.unstamped_joint_states not in UNSTAMPED:
             raise ValueError(
                 f"unstamped_joint_states is {self.unstamped_joint_states!r}, expected one of {', '.join(UNSTAMPED)}"

@@ -38,7 +38,9 @@ class Feedback:
         )
         self._arm_joints = np.concatenate([np.arange(robot.dof)[arm] for arm in robot.arms])
         self._jump = np.full(robot.dof, np.inf)
-        self._jump[self._arm_joints] = JUMP_FACTOR * robot.limits.velocity[self._arm_joints]
+        # An arm that is told to be slow can still be moved by hand, or fall.
+        fastest = np.maximum(robot.limits.velocity, robot.scaled_limits(config.speed_scale).velocity)
+        self._jump[self._arm_joints] = JUMP_FACTOR * fastest[self._arm_joints]
         self._since_ns: NDArray[np.int64] = np.zeros(robot.dof, dtype=np.int64)
         self._readings: NDArray[np.int64] = np.zeros(robot.dof, dtype=np.int64)
         self._history: deque[tuple[int, Array]] = deque()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import JointLimits
 from molmoact2_ros.execution.motion import TOLERANCE, Motion, Stop
-from molmoact2_ros.execution.safe_set import CREEP, SafeSet, VelocityBounds
+from molmoact2_ros.execution.safe_set import CREEP, ROUNDING, SafeSet, VelocityBounds
 
 Array = NDArray[np.float64]
 Reference = Callable[[float], Motion]
@@ -88,11 +88,11 @@ class Limiter:
         """Stand still at `position` (dof,), or up to a rounding margin inside the limits.
 
         Raises:
-            ValueError: a position is outside its limits.
+            ValueError: a position is outside its limits, and `SafeSet.take_in` was not told so.
         """
         lower, upper = self.safe.limits.lower, self.safe.limits.upper
         inside = np.clip(position, lower, upper)
-        outside = ~(np.abs(inside - position) <= 2e-6)
+        outside = ~(np.abs(inside - position) <= ROUNDING)
         if outside.any():
             raise ValueError(f"joints {np.flatnonzero(outside).tolist()} are outside their position limits: {position}")
         self.motion = Motion.at_rest(inside)
@@ -181,6 +181,7 @@ class Limiter:
         self.limited_ticks += limited
         self._played += 1
         self.motion = after
+        self.safe.draw_in(after)
         return after.position
 
     def _play(self, g: int) -> Motion | None:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.embodiments import Embodiment
+from molmoact2_ros.embodiments import Embodiment, JointLimits
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.limits import Limiter
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.ramp import Ramp
+from molmoact2_ros.execution.safe_set import VelocityBounds
 from molmoact2_ros.execution.stopping import Stops
 from molmoact2_ros.execution.timeline import Timeline
 from molmoact2_ros.execution.workspace import WorkspaceGuard
 
 Array = NDArray[np.float64]
+
+
+def _bounds(robot: Embodiment, limits: JointLimits) -> VelocityBounds:
+    """The robot's bounds of the velocity, and no more than `limits` allow."""
+
+    def bounds(position: Array) -> tuple[Array, Array]:
+        low, high = robot.velocity_bounds(position)
+        return np.maximum(low, -limits.velocity), np.minimum(high, limits.velocity)
+
+    return bounds
 
 
 class Mover:
@@ -32,14 +45,18 @@ class Mover:
         arms = len(robot.arms)
         self.period_s = 1.0 / config.rate_hz
         self._ahead_ns = round((self.period_s + config.lead_s) * 1e9)
-        self.guard = WorkspaceGuard(robot, robot.limits, self.period_s, config.workspaces)
+        limits = robot.scaled_limits(config.speed_scale)
+        # A ramp is not asked to be fast: it goes at a share of the robot's own limits, where those are the lower ones.
+        self._slow = replace(robot.limits, velocity=np.minimum(limits.velocity, robot.limits.velocity))
+        self.guard = WorkspaceGuard(robot, limits, self.period_s, config.workspaces)
         varies = type(robot).velocity_bounds is not Embodiment.velocity_bounds
-        bounds = robot.velocity_bounds if varies else None
-        self.limiter = Limiter(robot.limits, groups, self.period_s, bounds, self.guard, arms)
+        slower = config.speed_scale < 1.0
+        bounds = (_bounds(robot, limits) if slower else robot.velocity_bounds) if varies else None
+        self.limiter = Limiter(limits, groups, self.period_s, bounds, self.guard, arms)
         self._all_braked, self._none_braked = [True] * len(groups), [False] * len(groups)
         self._arms_braked = [g < arms for g in range(len(groups))]
         self.stops = Stops(self.limiter, self.guard, arms, counters)
-        self.timeline = Timeline(robot.limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
+        self.timeline = Timeline(limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
         self.ramp: Ramp | None = None
         self.rest = robot.rest_position.copy()
         self.last_due_ns: int | None = None
@@ -50,9 +67,15 @@ class Mover:
         return self.limiter.motion
 
     def begin(self, position: Array) -> None:
-        """Begin at rest at `position` (dof,), or at the limit that it lies beyond."""
-        limits = self._robot.limits
-        self.limiter.reset(np.clip(position, limits.lower, limits.upper))
+        """Begin at rest at `position` (dof,), a gripper at the limit that it lies beyond.
+
+        An arm joint beyond its limit begins there: a step to the limit would be a jerk of the arm. It only moves in.
+        """
+        limits, grippers = self._robot.limits, list(self._robot.gripper_indices)
+        start = np.array(position, dtype=np.float64)
+        start[grippers] = np.clip(start, limits.lower, limits.upper)[grippers]
+        self.limiter.safe.take_in(start)
+        self.limiter.reset(start)
         self.rest = self.limiter.motion.position.copy()
         self.guard.begin(self.rest)
         self.stops.forget()
@@ -80,7 +103,7 @@ class Mover:
         goal = np.clip(pose, self.limiter.safe.lower, self.limiter.safe.upper)
         start, grippers = self.motion.position.copy(), list(self._robot.gripper_indices)
         start[grippers] = self.rest[grippers]
-        ramp = Ramp(start, goal, self._robot.limits, grippers, speed, self.commanded_ns(now_ns))
+        ramp = Ramp(start, goal, self._slow, grippers, speed, self.commanded_ns(now_ns))
         outside = self.guard.first_outside(ramp.way())
         if outside is not None:
             raise ValueError(outside[1])

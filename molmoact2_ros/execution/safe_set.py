@@ -26,6 +26,8 @@ MARGIN = 1e-6
 
 It is far above rounding, so that also the finite differences of the set-points never pass a limit.
 """
+ROUNDING = 2e-6
+"""Nearer to its limit than this, rad or m, a joint stands at it."""
 CREEP = 0.05
 """Where no more than this share of the velocity limit is permitted towards the end of a joint, it counts as the end."""
 
@@ -61,19 +63,23 @@ class SafeSet:
     """What the joints may do, one period at a time.
 
     Attributes:
-        limits: the limits less a margin for rounding; everything here keeps to these.
+        limits: the limits less a margin for rounding; everything here keeps to these. Where a joint stands outside
+            they reach out to it, and come in with it (`take_in`).
         lower, upper: positions (dof,) between which a joint may be sent; narrower than the limits where the velocity
             limit vanishes before the end of the joint.
     """
 
     def __init__(self, limits: JointLimits, period_s: float, velocity_bounds: VelocityBounds | None = None) -> None:
         self.limits = _inset(limits)
+        self._within = _inset(limits)
+        self._outside = False
         self.period_s = period_s
         self._outer_bounds = velocity_bounds
         self._solver = _chord_solver(period_s)
         self.lower, self.upper = self.limits.lower.copy(), self.limits.upper.copy()
         if velocity_bounds is not None:
             self.lower, self.upper = self._ends()
+        self._low, self._high = self.lower, self.upper
 
     @property
     def varies(self) -> bool:
@@ -87,9 +93,35 @@ class SafeSet:
         low, high = self._outer_bounds(position)
         return low * (1.0 - MARGIN), high * (1.0 - MARGIN)
 
+    def take_in(self, position: Array) -> None:
+        """The joints stand at `position` (dof,). One outside its limits may be there and move in, never further out.
+
+        But for the end of a stop, which may turn back by some microradians.
+        """
+        within = self._within
+        self.limits.lower[:] = np.where(position < within.lower - ROUNDING, position, within.lower)
+        self.limits.upper[:] = np.where(position > within.upper + ROUNDING, position, within.upper)
+        self._draw()
+
+    def draw_in(self, motion: Motion) -> None:
+        """What a joint from outside has come in with the safe state `motion`, it cannot go out again."""
+        if not self._outside:
+            return
+        low, high = Stop.of(motion, self.limits.acceleration, self.limits.jerk).extent()
+        within = self._within
+        self.limits.lower[:] = np.minimum(within.lower, np.maximum(self.limits.lower, low))
+        self.limits.upper[:] = np.maximum(within.upper, np.minimum(self.limits.upper, high))
+        self._draw()
+
+    def _draw(self) -> None:
+        out_low, out_high = self.limits.lower < self._within.lower, self.limits.upper > self._within.upper
+        self._outside = bool((out_low | out_high).any())
+        self._low = np.where(out_low, self.limits.lower, self.lower)
+        self._high = np.where(out_high, self.limits.upper, self.upper)
+
     def inside(self, wanted: Motion) -> Motion:
         """The nearest motion that a joint may have: positions clipped and then at rest, velocities clipped."""
-        position = np.clip(wanted.position, self.lower, self.upper)
+        position = np.clip(wanted.position, self._low, self._high)
         free = position == wanted.position
         low, high = self.velocity_bounds(position)
         velocity = np.where(free, np.clip(wanted.velocity, low, high), 0.0)

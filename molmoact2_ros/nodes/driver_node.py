@@ -38,6 +38,7 @@ class DriverNode(MolmoNode):
         Parameter("joint_rate_hz", 100.0, "Readings a second, and the rate of joint_states.", 10.0, 500.0),
         Parameter("command_timeout_s", 0.2, "The arm holds when commands cease for this long, s.", 0.05, 5.0),
         Parameter("rejoin_rad", 0.05, "How far from the arm the first command after a hold may be, rad.", 0.005, 0.5),
+        Parameter("speed_scale", 1.0, "As the executor's: times the speed of the arm.", 0.05, 3.0),
         Parameter("command_max_age_s", 0.25, "A command stamped longer ago is dropped, s; 0: none is.", 0.0, 5.0),
         Parameter("park_pose", [0.0], "Where the arm goes before it is let go, all joints, rad or m; [0.0]: nowhere."),
         Parameter("park_speed", 0.1, "Share of the velocity limits on the way there.", 0.01, 0.5),
@@ -68,7 +69,11 @@ class DriverNode(MolmoNode):
             retry_s=self.param("retry_s"),
             park_pose=checked_pose(driver.robot, list(self.param("park_pose"))),
             park_speed=self.param("park_speed"),
-            gate=GateConfig(rejoin_rad=self.param("rejoin_rad"), max_age_s=self.param("command_max_age_s")),
+            gate=GateConfig(
+                rejoin_rad=self.param("rejoin_rad"),
+                max_age_s=self.param("command_max_age_s"),
+                speed_scale=self.param("speed_scale"),
+            ),
         )
         self._joints = self.output(JointState, "joint_states", SENSOR)
         self._state = self.output(DiagnosticStatus, "driver/state", LATCHED)

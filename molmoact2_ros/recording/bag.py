@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from molmoact2_ros.recording.audit import StreamAudit, audit_data, problems
-from molmoact2_ros.recording.streams import Stream
+from molmoact2_ros.recording.streams import DIAGNOSTICS, Stream
 
 CHUNK_S = 1.0
 """A chunk is closed at least this often, so that a kill costs one second of a slow stream and not a megabyte of it."""
@@ -305,5 +305,5 @@ class Bag:
 
     @property
     def messages(self) -> int:
-        """Messages written so far."""
-        return sum(audit.messages for audit in self.audits.values())
+        """Messages of the robot written so far; /diagnostics, which the recorder publishes itself, says nothing of one."""
+        return sum(audit.messages for topic, audit in self.audits.items() if topic != DIAGNOSTICS)

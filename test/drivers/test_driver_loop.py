@@ -76,7 +76,7 @@ def test_readings_come_at_their_rate_and_commands_reach_the_arm():
         (lambda rest: np.append(rest, 0.0), "expected 6 joint targets"),
         (lambda rest: np.where(np.arange(6) == 2, np.nan, rest), "elbow_flex is nan"),
         (lambda rest: np.where(np.arange(6) == 0, np.inf, rest), "shoulder_pan is inf"),
-        (lambda rest: np.where(np.arange(6) == 0, 2.2, rest), "outside its limits"),
+        (lambda rest: np.where(np.arange(6) == 0, 2.4, rest), "outside its limits"),
         (lambda rest: np.where(np.arange(6) == 0, rest[0] + 0.06, rest), "0.060 rad from where it is (limit 0.05)"),
     ],
 )

@@ -161,7 +161,7 @@ def test_servos_with_other_values_are_named_with_the_files_that_there_are(arm: A
     arm.recalibrate()
     (tmp_path / "broken.json").write_text(OLD_FORM)
     text = arm.refusal()
-    assert "shoulder_lift: offset 77, range 910 to 3185 ticks, in the file offset -150" in text
+    assert "shoulder_lift: offset 77, range 819 to 3276 ticks, in the file offset -150" in text
     assert "write_calibration" in text and "lerobot-calibrate" in text and "elbow_flex" not in text
     assert f"other calibrations: {tmp_path}/broken.json" in text
     write_calibration(arm.bus.servos, tmp_path, "mine")

@@ -79,7 +79,8 @@ class TrajectoryCommand:
     def __init__(
         self, node: MolmoNode, topic: str, robot: Embodiment, joints: NDArray[np.int_], period_s: float, lead_s: float
     ) -> None:
-        self._piece = RollingPiece(robot.limits, joints, period_s, lead_s)
+        limits = robot.scaled_limits(node.param("speed_scale"))
+        self._piece = RollingPiece(limits, joints, period_s, lead_s)
         names = JointNames(robot, node.param("joint_map")).theirs
         self._message = JointTrajectory(joint_names=[names[int(j)] for j in joints])
         self._views: list[tuple[Array, Array, Array]] = []

@@ -62,6 +62,9 @@ PARAMETERS = (
     Parameter("start_tolerance", 0.0, "Arming is refused further from the start pose, rad; 0: anywhere.", 0.0, 3.2),
     Parameter("ramp_on_arming", False, "Go to the start pose at once after arming."),
     Parameter("ramp_speed", 0.25, "Share of the velocity limits that the ramp reaches.", 0.01, 1.0),
+    Parameter(
+        "speed_scale", 1.0, "Times the speed that chunks may ask of the arm; the driver's must be no less.", 0.05, 3.0
+    ),
     Parameter("arm_needs_chunk", False, "Refuse to arm while no policy sends usable chunks."),
     Parameter(
         *("workspace_lower", NONE, "Lower corner of each arm's box, x y z, m; [0.0]: the robot's own."),
@@ -80,7 +83,7 @@ _SAME = (
     *("acknowledgement_timeout_s", "max_future_s", "position_margin", "max_tracking_error", "tracking_window_s"),
     *("tracking_error_s", "frozen_s", "frozen_travel", "refusal_s", "max_tick_gap_s", "start_tolerance"),
     *("unstamped_joint_states", "arming_steady_s", "arming_spread"),
-    *("ramp_on_arming", "ramp_speed", "arm_needs_chunk", "binary_grippers"),
+    *("ramp_on_arming", "ramp_speed", "speed_scale", "arm_needs_chunk", "binary_grippers"),
 )
 """Parameters that have the name of a field of the configuration."""
 

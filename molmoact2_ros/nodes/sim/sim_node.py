@@ -47,6 +47,7 @@ class SimNode(MolmoNode):
         Parameter("camera_rate_hz", 30.0, "Frame rate of every camera.", 1.0, 60.0),
         Parameter("command_timeout_s", 0.2, "The arm holds when commands cease for this long.", 0.05, 5.0),
         Parameter("rejoin_rad", 0.05, "How far from the arm the first command after a hold may be, rad.", 0.005, 0.5),
+        Parameter("speed_scale", 1.0, "As the executor's: times the speed of the arm.", 0.05, 3.0),
         Parameter("command_topic", "executor/command", "Stamped joint targets, rad or m; header.frame_id: the arming."),
         Parameter(
             "emulated_bus", "", "Folder where the arm's emulated bus appears; empty: this node is the driver itself."
@@ -76,7 +77,14 @@ class SimNode(MolmoNode):
             self._open_bus(Path(self.param("emulated_bus")))
         else:
             self._joints = self.output(JointState, "joint_states", SENSOR)
-            self._gate = Gate(robot, GateConfig(rejoin_rad=self.param("rejoin_rad"), max_age_s=MAX_AGE_S))
+            self._gate = Gate(
+                robot,
+                GateConfig(
+                    rejoin_rad=self.param("rejoin_rad"),
+                    max_age_s=MAX_AGE_S,
+                    speed_scale=self.param("speed_scale"),
+                ),
+            )
             self.listen(JointState, self.param("command_topic"), self._on_command, NEWEST)
             self._e_stop = self.hear(Bool, "e_stop", self._on_e_stop)
         self._object = self.output(PoseStamped, "sim/object_pose", SENSOR)
