@@ -305,5 +305,10 @@ class Bag:
 
     @property
     def messages(self) -> int:
-        """Messages of the robot written so far; /diagnostics, which the recorder publishes itself, says nothing of one."""
-        return sum(audit.messages for topic, audit in self.audits.items() if topic != DIAGNOSTICS)
+        """Messages written so far."""
+        return sum(audit.messages for audit in self.audits.values())
+
+    @property
+    def nothing_came(self) -> bool:
+        """No robot was heard; the recorder itself speaks on /diagnostics."""
+        return not any(audit.messages for topic, audit in self.audits.items() if topic != DIAGNOSTICS)

@@ -168,7 +168,7 @@ class EpisodeWriter:
         audits = self._bag.audits
         for topic, count in self._dropped.items():
             audits[topic].dropped = count
-        if self._custom is None or (self._bag.messages == 0 and error is None):
+        if self._custom is None or (self._bag.nothing_came and error is None):
             self._bag.abort()
             shutil.rmtree(self.path, ignore_errors=True)
             told = "no message arrived; does the robot run, and in this namespace?"

@@ -1,8 +1,8 @@
 """Stands in for an arm and for a policy, so that an executor can be measured and hurt without either.
 
 The arm is where it was told to be one reading ago, and no faster than its joints are. The policy swings every arm joint
-about the rest pose at an even speed. With `measure_s` the node also arms the executor, lets it follow for so long, writes
-down what its command loop says of itself and ends.
+about the rest pose at an even speed. With `measure_s` the node also arms the executor, lets it follow for so long,
+writes down what its command loop says of itself and ends.
 """
 
 from __future__ import annotations
