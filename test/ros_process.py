@@ -102,6 +102,7 @@ class Companion:
         self.node = Node(name, namespace=namespace)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
+        self._clients: dict[str, Any] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
 
@@ -133,14 +134,13 @@ class Companion:
 
     def call(self, service_type: Any, name: str, request: Any, deadline_s: float = DEADLINE_S) -> Any:
         """Call a service and return its response; fails when it does not answer in time."""
-        client = self.node.create_client(service_type, name)
-        try:
-            assert client.wait_for_service(deadline_s), f"no service {name} within {deadline_s} s"
-            future = client.call_async(request)
-            wait_until(future.done, f"an answer of {name}", deadline_s)
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+        # One client for all calls: the answer to a client that the server has not discovered yet is lost.
+        client = self._clients.get(name) or self.node.create_client(service_type, name)
+        self._clients[name] = client
+        assert client.wait_for_service(deadline_s), f"no service {name} within {deadline_s} s"
+        future = client.call_async(request)
+        wait_until(future.done, f"an answer of {name}", deadline_s)
+        return future.result()
 
 
 def wait_until(

@@ -111,11 +111,16 @@ class Loop:
     def arm_and_follow(self) -> np.ndarray:
         """Arm, wait until the arm has moved, and return where it began."""
         start = self.joints.copy()
-        answer = self.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
-        assert answer.success, answer.message
+        wait_until(self._arms, lambda: f"arming; it says {self.refused}", 30.0)
         wait_until(lambda: self.in_state("TRACKING"), lambda: f"TRACKING; {self.changes[-4:]}", 30.0)
         wait_until(lambda: np.abs(self.joints - start).max() > 0.1, "the arm to move 0.1 rad", 30.0)
         return start
+
+    def _arms(self) -> bool:
+        """A reset puts the arm elsewhere in one reading; after that readings must agree for a while."""
+        answer = self.companion.call(SetBool, "executor/arm", SetBool.Request(data=True), 30.0)
+        self.refused = answer.message
+        return bool(answer.success)
 
     def at_rest(self) -> bool:
         """The last half second of commands is one and the same."""

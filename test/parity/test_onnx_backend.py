@@ -109,7 +109,7 @@ class ExportingRunner:
         self.runners[graph.name].run(graph, buffers)
 
 
-@pytest.mark.parametrize(("cameras", "sizes"), [slow(2, {}), (2, OLMO)])
+@pytest.mark.parametrize(("cameras", "sizes"), [slow(2, {}), slow(2, OLMO)])
 def test_graphs_of_fixed_sizes_answer_like_the_reference_and_fit_tensorrt(
     tmp_path: Path, cameras: int, sizes: dict[str, Any]
 ) -> None:

@@ -160,6 +160,7 @@ def test_the_full_size_is_the_released_one() -> None:
     assert 2 * parameters < random_model.FULL_BYTES
 
 
+@pytest.mark.slow
 def test_a_model_made_where_it_runs_answers_like_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of the full size, on the CPU with a tiny model: no weights in any file."""
     monkeypatch.setitem(random_model.SIZES, "full", replace(TINY, depth_gate=True))

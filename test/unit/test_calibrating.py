@@ -340,6 +340,7 @@ def told_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return status, said.out + said.err
 
 
+@pytest.mark.slow
 def test_rendered_pictures_are_solved_and_checked_from_their_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

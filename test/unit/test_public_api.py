@@ -17,7 +17,7 @@ SIGNATURES = {
     embodiments.embodiment: "(name)",
     execution.Executor.tick: "(self, now_ns)",
     execution.Executor.on_chunk: "(self, message, now_ns)",
-    execution.Executor.on_joint_state: "(self, names, positions, stamp_ns, now_ns)",
+    execution.Executor.on_joint_state: "(self, names, positions, stamp_ns, now_ns, publisher)",
     execution.Executor.on_e_stop: "(self, pressed, now_ns, reason)",
     execution.Executor.arm: "(self, now_ns)",
     execution.Executor.disarm: "(self, now_ns)",
