@@ -18,7 +18,7 @@ from molmoact2_ros.cameras.calibrating.collection import Collection, CollectionW
 from molmoact2_ros.cameras.calibrating.solving import usual_mounts
 from molmoact2_ros.cameras.calibration import CameraCalibration, distorted, mount_poses, undistorted
 from molmoact2_ros.cameras.cell_cameras import camera_calibration, camera_names
-from molmoact2_ros.embodiments import Embodiment, embodiment
+from molmoact2_ros.embodiments import Embodiment, embodiment, so101
 from molmoact2_ros.embodiments.kinematics import pose_of
 from molmoact2_ros.simulation.so101_scene import scene_xml
 
@@ -98,9 +98,14 @@ class BoardCell:
     def poses(self, count: int, by: str, spread: float = 1.0, share: float = 1.0) -> list[NDArray[np.float64]]:
         """Joints at which `by` sees the board, at random about the rest position."""
         robot, found = self.robot, []
+        lower, upper = robot.limits.lower, robot.limits.upper
+        if robot.family == "so101":  # at the far ends of an arm's reach a board is seen too much from the side
+            half = np.radians(so101.TRAVEL[:-1]) / 2.0
+            lower, upper = lower.copy(), upper.copy()
+            lower[:-1], upper[:-1] = np.maximum(lower[:-1], -half), np.minimum(upper[:-1], half)
         for _ in range(200_000):
             joints = robot.rest_position + spread * self.rng.normal(0.0, 0.45, robot.dof)
-            joints = np.clip(joints, robot.limits.lower, robot.limits.upper)
+            joints = np.clip(joints, lower, upper)
             tips = [chain.tip(joints[list(indices)])[2, 3] for chain, indices in robot.chains]
             if min(tips) > 0.02 and self.visible(by, joints, share=share):
                 found.append(joints)

@@ -65,7 +65,7 @@ def test_it_takes_still_and_new_views_only_and_ends_with_the_last(tmp_path: Path
         assert not list((tmp_path / "pictures").glob("*/*"))
         wait_until(lambda: told("picture 1"), "the first picture", 10.0, lambda: publish(0))
         wait_until(lambda: told("as before"), "the same view again", 10.0, lambda: publish(0))
-        wait_until(lambda: told("picture 2"), "the second picture", 10.0, lambda: publish(1))
+        wait_until(lambda: told("picture 2"), lambda: f"the second picture; {lines(node)}", 10.0, lambda: publish(1))
         wait_until(lambda: node.popen.poll() is not None, "its end", 10.0)
         assert node.popen.returncode == 0
     read = read_collection(tmp_path / "pictures", SO101)
