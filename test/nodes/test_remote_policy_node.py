@@ -117,6 +117,7 @@ def test_a_server_that_goes_and_comes_back(sessions: Sessions, tmp_path: Path) -
         wait_until(lambda: robot.status.get("message") == "publishing", lambda: f"chunks; {robot.status}", 30.0)
         wait_until(lambda: cell.arm().success, lambda: f"arming; {cell.told()}", 20.0)
         cell.await_state("TRACKING")
+        wait_until(lambda: "network_ms" in robot.status, lambda: f"what a call took; {robot.status}")
         assert float(robot.status["network_ms"]) >= 0.0 and float(robot.status["encode_ms"]) > 0.0
 
         first.stop()
