@@ -62,6 +62,11 @@ def options_from(arguments: argparse.Namespace) -> Options:
     return options
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The entries of a list with commas; empty ones are none."""
+    return tuple(filter(None, text.split(",")))
+
+
 def checkpoint_from(said: str) -> str:
     """The checkpoint that the user names: a directory, made absolute, or a Hugging Face id; empty where he names none.
 

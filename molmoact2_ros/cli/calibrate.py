@@ -83,9 +83,13 @@ def _told_board(arguments: argparse.Namespace, before: Board | None) -> Board:
     return Board.of(arguments.squares or base.squares, square, marker)
 
 
+def _entries(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
 def _pairs(text: str, what: str) -> dict[str, str]:
     out = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
+    for entry in _entries(text):
         name, equals, value = entry.partition("=")
         if not name or not equals or not value:
             raise UsageError(f"{what} must be <camera>=<link>,...; got {entry!r}")
@@ -106,7 +110,7 @@ def _collected(arguments: argparse.Namespace, robot: Embodiment) -> Path:
         return Path(arguments.images)
     if arguments.board not in places(robot):
         raise UsageError(f"--board of {robot.name} must be one of {', '.join(places(robot))}, got {arguments.board!r}")
-    given = [entry.strip() for entry in arguments.cameras.split(",") if entry.strip()]
+    given = _entries(arguments.cameras)
     sources = tuple(entry for entry in given if "=" in entry)
     if sources and len(sources) != len(given):
         raise UsageError("--cameras: either names of running cameras, or <name>=<source> for every one")
@@ -156,7 +160,7 @@ def _show(line: Mapping[str, Any]) -> None:
 def _read(arguments: argparse.Namespace, robot: Embodiment, folder: Path) -> Any:
     from molmoact2_ros.cameras.calibrating.collection import board_told, read_collection
 
-    cameras = [entry.partition("=")[0].strip() for entry in arguments.cameras.split(",") if entry.strip()]
+    cameras = [entry.partition("=")[0].strip() for entry in _entries(arguments.cameras)]
     asked = arguments.squares or arguments.square_mm is not None or arguments.marker_mm is not None
     board = _told_board(arguments, board_told(folder)) if asked else None
     return read_collection(folder, robot, board, cameras)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molmoact2_ros.cli.arguments import FAILED, OK, Commands
+from molmoact2_ros.cli.arguments import FAILED, OK, Commands, listed
 
 if TYPE_CHECKING:
     from molmoact2_ros.embodiments import Embodiment
@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         robot=arguments.robot,
         norm_tag=arguments.norm_tag,
-        cameras=tuple(name for name in arguments.cameras.split(",") if name),
+        cameras=listed(arguments.cameras),
         tokens=arguments.tokens,
         cache=arguments.cache,
         self_test=arguments.self_test,

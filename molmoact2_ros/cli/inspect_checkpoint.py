@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from molmoact2_ros.cli.arguments import FAILED, OK, Commands
+from molmoact2_ros.cli.arguments import FAILED, OK, Commands, listed
 
 
 def add(commands: Commands) -> None:
@@ -31,8 +31,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     robots = [embodiment(arguments.robot)] if arguments.robot else list(EMBODIMENTS.values())
     choices = Choices(
-        cameras=tuple(filter(None, arguments.cameras.split(","))),
-        cell_cameras=tuple(filter(None, arguments.cell_cameras.split(","))),
+        cameras=listed(arguments.cameras),
+        cell_cameras=listed(arguments.cell_cameras),
         base=arguments.base_checkpoint,
         joint_frame=arguments.joint_frame,
     )

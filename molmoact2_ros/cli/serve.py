@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
-from molmoact2_ros.cli.arguments import OK, Commands, UsageError
+from molmoact2_ros.cli.arguments import OK, Commands, UsageError, listed
 
 NEEDED = ("fastapi", "uvicorn", "websockets", "msgpack", "prometheus_client", "PIL", "cv2")
 
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.norm_tag,
         base=arguments.base_checkpoint,
         joint_frame=arguments.joint_frame,
-        cameras=tuple(name for name in arguments.cameras.split(",") if name),
+        cameras=listed(arguments.cameras),
         backend=arguments.backend,
         device=arguments.device,
         dtype=arguments.dtype,

@@ -198,10 +198,12 @@ class MolmoNode(LifecycleNode):
     def set_parameters_atomically(self, parameter_list: list[RosParameter]) -> SetParametersResult:
         """As rclpy's, but a parameter that cannot be set while the node runs says where it is set."""
         result = super().set_parameters_atomically(parameter_list)
+        if result.successful:
+            return result
         fixed = [
             p.name for p in parameter_list if self.has_parameter(p.name) and self.describe_parameter(p.name).read_only
         ]
-        if not result.successful and fixed:
+        if fixed:
             result.reason = (
                 f"{', '.join(fixed)} is read when {self.get_name()} starts: write it into a parameter file under "
                 f"/**/{self.get_name()}: ros__parameters:, give that with config:=FILE or --config FILE, start again"

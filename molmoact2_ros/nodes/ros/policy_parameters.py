@@ -71,8 +71,8 @@ PARAMETERS = (
     Parameter("rtc.percentile", 80.0, "Of the latest latencies: the delay to expect, %.", 0.0, 100.0),
     Parameter("rtc.window", 20, "How many latencies are remembered.", 1, 1000),
     Parameter("rtc.max_delay_s", 1.0, "Bound of the expected delay, s.", 0.01, 10.0),
-    Parameter("task", "", "What the robot is told now; set while the node runs.", read_only=False),
     Parameter("rtc.max_deviation", 0.15, "Farther from the last chunk nothing binds, share of a range.", 0.001, 10.0),
+    Parameter("task", "", "What the robot is told now; set while the node runs.", read_only=False),
 )
 
 Value = Callable[[str], Any]
