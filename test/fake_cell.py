@@ -12,7 +12,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE
 
 
 def key_values(values: dict[str, object]) -> list[KeyValue]:

@@ -21,7 +21,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.bench.replay_node import swing
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 
 ROBOT = embodiment("so101")
 ARM = ROBOT.arms[0]

@@ -16,7 +16,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from molmoact2_ros.nodes.ros.node_base import NEWEST, SENSOR
+from molmoact2_ros.nodes.ros.qos import NEWEST, SENSOR
 
 TWO_PUBLISHERS = "two publishers send joint states of shoulder_pan"
 HORIZON_S = ROBOT.horizon / ROBOT.rate_hz

@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.rolling_piece import TAIL
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE, SENSOR
 
 START_S = 90.0
 PATIENCE = {"max_tick_gap_s": 2.0, "joint_state_timeout_s": 2.0}

@@ -13,7 +13,7 @@ from small_checkpoints import ROBOT
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE, SENSOR
 
 START_S = 180.0
 """Importing torch and transformers takes seconds, on a busy machine a minute or two."""

@@ -22,7 +22,9 @@ from molmoact2_ros.cameras.calibrating.taking import Glance, Taker
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import intrinsics_of
 from molmoact2_ros.nodes.ros.messages import nanoseconds, rgb_from_image
-from molmoact2_ros.nodes.ros.node_base import SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import SENSOR
 
 LOOK_S = 0.25
 SILENT_S = 2.0

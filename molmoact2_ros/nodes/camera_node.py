@@ -34,7 +34,8 @@ from molmoact2_ros.diagnostics import Level
 from molmoact2_ros.nodes.ros.camera_info import file_info, fill_info, is_rectified, pinhole_info
 from molmoact2_ros.nodes.ros.camera_parameters import PARAMETERS, image_format, limit_of
 from molmoact2_ros.nodes.ros.messages import byte_array, image_message, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 from molmoact2_ros.nodes.ros.topic_source import TopicSource
 from molmoact2_ros.share import share_path
 

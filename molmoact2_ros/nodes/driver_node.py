@@ -23,7 +23,9 @@ from molmoact2_ros.drivers.parking import checked_pose
 from molmoact2_ros.drivers.thread import DriverThread
 from molmoact2_ros.execution.e_stop import EStop
 from molmoact2_ros.nodes.ros.messages import nanoseconds, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 STATE_S = 0.1

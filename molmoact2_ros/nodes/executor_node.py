@@ -27,7 +27,8 @@ from molmoact2_ros.nodes.ros.executor_parameters import PARAMETERS, config_of
 from molmoact2_ros.nodes.ros.gripper_actions import GripperActions
 from molmoact2_ros.nodes.ros.joint_topics import JointTopics
 from molmoact2_ros.nodes.ros.messages import checked_chunk, nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 LEVELS = {

@@ -8,7 +8,9 @@ from std_srvs.srv import Trigger
 from molmoact2_ros.drivers.driver import Driver, StaleError
 from molmoact2_ros.drivers.franka import FrankaConfig, FrankaDriver
 from molmoact2_ros.nodes.driver_node import DriverNode
-from molmoact2_ros.nodes.ros.node_base import LATCHED, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED
 
 
 class FrankaDriverNode(DriverNode):

@@ -16,7 +16,9 @@ from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from molmoact2_ros.drivers.franka_modes import Meaning, meaning, silent
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 
 ENDINGS = {GoalStatus.STATUS_ABORTED: "aborted", GoalStatus.STATUS_CANCELED: "cancelled by somebody"}
 WATCH_S = 0.1

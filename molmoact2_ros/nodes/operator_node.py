@@ -23,8 +23,10 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from std_msgs.msg import Bool, String
 
-from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
 from molmoact2_ros.nodes.ros.operator_requests import AGAIN, CALLS, OperatorRequests
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, RELIABLE
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 HEARTBEAT_S = 0.2

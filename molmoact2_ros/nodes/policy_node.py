@@ -22,8 +22,9 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.joint_topics import Array, MergedJoints
 from molmoact2_ros.nodes.ros.messages import chunk_message, image_message, nanoseconds, rgb_from_image, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
 from molmoact2_ros.nodes.ros.policy_parameters import PARAMETERS, opened, request_options
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.nodes.ros.task_parameter import TaskParameter
 from molmoact2_ros.policy import Observation, Policy, Prediction

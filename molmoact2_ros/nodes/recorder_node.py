@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
 from molmoact2_ros.nodes.ros.recorder_parameters import PARAMETERS, episode_metadata, message_class, subscription_qos
+from molmoact2_ros.nodes.ros.services import Pause
 from molmoact2_ros.recording.audit import audit_lines
 from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, EpisodeWriter, Finished, unfinished
 from molmoact2_ros.recording.episodes import label
@@ -32,13 +33,6 @@ WRITE_TIMEOUT_S = 30.0
 ENDING_S = 0.3
 """How long messages that are on their way when an episode ends are still taken."""
 PAUSE_S = 0.002
-
-
-class Pause:
-    """Awaited by a service that is not done yet: the executor turns to everything else and comes back."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
 
 
 class RecorderNode(MolmoNode):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from molmoact2_ros.drivers.driver import Driver
 from molmoact2_ros.drivers.so101 import So101Config, So101Driver
 from molmoact2_ros.nodes.driver_node import DriverNode
-from molmoact2_ros.nodes.ros.node_base import Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
 
 
 class So101DriverNode(DriverNode):

@@ -11,7 +11,9 @@ from molmoact2_ros.drivers.driver import StaleError
 from molmoact2_ros.drivers.so101 import So101Config
 from molmoact2_ros.drivers.so101_limp import LimpSo101
 from molmoact2_ros.nodes.ros.messages import stamp_of
-from molmoact2_ros.nodes.ros.node_base import SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import SENSOR
 
 
 class So101ReaderNode(MolmoNode):

@@ -36,7 +36,9 @@ from molmoact2_ros.nodes.ros.messages import (
     nanoseconds,
     rgb_from_image,
 )
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.nodes.ros.visual_messages import cloud_of, markers_of, path_message
 from molmoact2_ros.rendering import depth as depths

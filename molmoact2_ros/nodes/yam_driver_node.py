@@ -7,7 +7,8 @@ from std_srvs.srv import SetBool
 from molmoact2_ros.drivers.driver import Driver, StaleError
 from molmoact2_ros.drivers.yam import YamConfig, YamDriver
 from molmoact2_ros.nodes.driver_node import DriverNode
-from molmoact2_ros.nodes.ros.node_base import Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 
 

@@ -11,7 +11,7 @@ from so101_rig import ROBOT, Rig
 from std_msgs.msg import Bool
 
 from molmoact2_ros.drivers.parking import ParkPath
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 
 
 def test_an_e_stop_ends_the_parking_of_a_driver_node_that_ends(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.processes import ProcessGroup, node_environment
 from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE, SENSOR
 
 ROBOT = embodiment("so101")
 START_S = 180.0

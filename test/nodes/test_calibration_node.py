@@ -18,7 +18,7 @@ from molmoact2_ros.cli import run
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import pinhole_info
 from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
-from molmoact2_ros.nodes.ros.node_base import SENSOR
+from molmoact2_ros.nodes.ros.qos import SENSOR
 
 SO101 = embodiment("so101")
 

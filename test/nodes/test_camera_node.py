@@ -20,7 +20,7 @@ from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.cameras.frame_link import FrameWriter
 from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, RELIABLE, SENSOR
 
 
 def test_pictures_keep_their_pixels_and_stamps_and_a_silent_camera_is_named(tmp_path):

@@ -25,7 +25,7 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.rolling_piece import TAIL
 from molmoact2_ros.nodes.ros.gripper_actions import failure
-from molmoact2_ros.nodes.ros.node_base import SENSOR
+from molmoact2_ros.nodes.ros.qos import SENSOR
 
 
 @pytest.fixture(scope="module")

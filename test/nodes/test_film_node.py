@@ -15,7 +15,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from molmoact2_ros.nodes.ros.messages import image_message
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 from molmoact2_ros.rendering.montage import canvas_shape
 
 

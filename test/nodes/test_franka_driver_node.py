@@ -15,7 +15,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.simulation.emulators.fci_link import Fault
 
 MODULE = "molmoact2_ros.nodes.franka_driver_node"

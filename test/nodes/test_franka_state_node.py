@@ -20,7 +20,7 @@ from std_srvs.srv import Trigger
 
 from molmoact2_ros.drivers.franka_modes import NAMES, REFLEX, USER_STOPPED, meaning
 from molmoact2_ros.nodes.franka_state_node import FrankaStateNode, franka_types, present_errors
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 
 
 def test_a_reflex_is_a_fault_with_its_cause_and_the_user_stop_an_e_stop():

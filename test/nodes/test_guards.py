@@ -20,7 +20,8 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from molmoact2_ros.nodes.policy_node import PolicyNode
-from molmoact2_ros.nodes.ros.node_base import RELIABLE, MolmoNode
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.ros.qos import RELIABLE
 
 
 class Breakable(MolmoNode):

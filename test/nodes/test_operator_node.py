@@ -25,7 +25,7 @@ from molmoact2_ros.bringup.processes import ProcessGroup
 from molmoact2_ros.bringup.session import lines_of
 from molmoact2_ros.bringup.specs import BUTTON_SILENCE_S, nodes
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 
 ROBOT = embodiment("so101")
 OPTIONS = Options(emulated=True, episodes=0, operator="keys", visualize=False)

@@ -27,7 +27,7 @@ from small_checkpoints import ROBOT, make_checkpoint
 from std_msgs.msg import String
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE
+from molmoact2_ros.nodes.ros.qos import LATCHED, RELIABLE
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from molmoact2_ros.bringup.ending import RESTARTS, OnEnd
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.processes import NodeEndedError, ProcessGroup, free_domain_id, node_environment
 from molmoact2_ros.bringup.specs import NodeSpec, nodes
-from molmoact2_ros.nodes.ros.node_base import SENSOR
+from molmoact2_ros.nodes.ros.qos import SENSOR
 
 TEST_DIR = Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from molmoact2_ros.nodes.recorder_node import RecorderNode
-from molmoact2_ros.nodes.ros.node_base import LATCHED, RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, RELIABLE, SENSOR
 from molmoact2_ros.recording.recover import recover
 
 

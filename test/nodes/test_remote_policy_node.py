@@ -22,7 +22,7 @@ from sensor_msgs.msg import Image
 from small_checkpoints import ROBOT, so101_metadata
 from std_msgs.msg import String
 
-from molmoact2_ros.nodes.ros.node_base import RELIABLE, SENSOR
+from molmoact2_ros.nodes.ros.qos import RELIABLE, SENSOR
 from molmoact2_ros.serving.running import PolicyServer, ServeOptions
 from molmoact2_ros.serving.sessions import Sessions
 

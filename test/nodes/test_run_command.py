@@ -18,7 +18,7 @@ from sensor_msgs.msg import JointState
 
 from molmoact2_ros.drivers.parking import ParkPath
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.ros.node_base import LATCHED, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, SENSOR
 from molmoact2_ros.recording.episodes import episodes
 from molmoact2_ros.share import bundled_checkpoint
 

@@ -21,7 +21,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from molmoact2_ros.cameras.cell_cameras import CELL
 from molmoact2_ros.embodiments.so101 import SO101
 from molmoact2_ros.nodes.ros.messages import image_message, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.rendering.depth import CODEBOOK_FILE
 
 START = np.array([0.1, -0.6, 0.6, 1.0, 0.0, 0.6])

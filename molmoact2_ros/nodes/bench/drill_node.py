@@ -25,16 +25,9 @@ from trajectory_msgs.msg import JointTrajectory
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.motion_lag import lag_s
 from molmoact2_ros.nodes.ros.messages import chunk_message, nanoseconds
-from molmoact2_ros.nodes.ros.node_base import (
-    ALLOW_MOTION,
-    LATCHED,
-    NEWEST,
-    RELIABLE,
-    SENSOR,
-    MolmoNode,
-    Parameter,
-    main_of,
-)
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import ALLOW_MOTION, Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE, SENSOR
 
 CHUNK_S = 0.1
 RAMP_S = 3.0

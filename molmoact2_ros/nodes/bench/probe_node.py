@@ -17,7 +17,9 @@ from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 
 
 def age_ms(message: Any, now_ns: int) -> float:

@@ -20,7 +20,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message
-from molmoact2_ros.nodes.ros.node_base import ALLOW_MOTION, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import ALLOW_MOTION, Parameter
+from molmoact2_ros.nodes.ros.qos import NEWEST, RELIABLE, SENSOR
 
 REACH_RAD = 0.35
 """How far from the rest pose the arm joints swing."""

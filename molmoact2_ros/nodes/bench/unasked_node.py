@@ -19,7 +19,9 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
 from molmoact2_ros.nodes.bench.drill_node import DrillNode
-from molmoact2_ros.nodes.ros.node_base import RELIABLE, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import RELIABLE
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 REST_RAD, REST_S = 0.003, 0.6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from molmoact2_ros.nodes.ros.node_base import Parameter
+from molmoact2_ros.nodes.ros.parameters import Parameter
 
 _FORMAT = re.compile(r"(\d+)x(\d+)(?:@(\d+(?:\.\d+)?))?")
 

@@ -16,7 +16,8 @@ from molmoact2_ros.embodiments.joint_names import JointNames
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.rolling_piece import RollingPiece
 from molmoact2_ros.nodes.ros.messages import fill_time
-from molmoact2_ros.nodes.ros.node_base import NEWEST, MolmoNode
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.ros.qos import NEWEST
 
 Array = NDArray[np.float64]
 

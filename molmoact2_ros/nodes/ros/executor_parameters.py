@@ -10,7 +10,7 @@ import numpy as np
 from molmoact2_ros.embodiments import Embodiment, Workspace
 from molmoact2_ros.execution.config import ExecutorConfig
 from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS
-from molmoact2_ros.nodes.ros.node_base import Parameter
+from molmoact2_ros.nodes.ros.parameters import Parameter
 
 OUTPUTS = ("driver", "forward_command", "joint_trajectory")
 GRIPPER_OUTPUTS = ("in_array", "gripper_command", "parallel_gripper_command", "franka_gripper")

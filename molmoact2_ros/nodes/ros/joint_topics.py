@@ -13,7 +13,9 @@ from molmoact2_ros.execution.chunk import Refusal
 from molmoact2_ros.execution.config import UNSTAMPED
 from molmoact2_ros.execution.joint_states import Array, JointStates, ReadingError
 from molmoact2_ros.nodes.ros.messages import nanoseconds
-from molmoact2_ros.nodes.ros.node_base import SENSOR, MolmoNode, Parameter
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import UNKNOWN, Heard
 
 QUIET_NS = 10_000_000_000

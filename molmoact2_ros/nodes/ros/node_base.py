@@ -9,69 +9,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
-from molmoact2_ros.embodiments import Embodiment, embodiment
+from molmoact2_ros.nodes.ros.parameters import Parameter, declare, refuse_unknown, why_not_set
+from molmoact2_ros.nodes.ros.qos import RELIABLE
 from molmoact2_ros.nodes.ros.running import run_node
 from molmoact2_ros.nodes.ros.services import Services
 from molmoact2_ros.nodes.ros.subscriptions import EveryPublisher, Heard
 
-SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-"""Camera images, joint states, what was commanded: the newest matters, a lost one is not asked for again."""
-RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-"""Action chunks and depth codes: delivered, and only the last one counts."""
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-"""Task, e-stop, executor state: a late joiner gets the last one."""
-
 NO_CLOCK_S = 3.0
 """How long a node with use_sim_time waits for /clock before it says so; discovery alone takes up to 2.2 s."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One declared parameter. `low` and `high` bound numbers; a read-only parameter is set before configure only.
-    `of_robot` says what stands for `default` on a robot, so that who reads the parameter sees what is in force."""
-
-    name: str
-    default: Any
-    description: str
-    low: float | None = None
-    high: float | None = None
-    read_only: bool = True
-    of_robot: Callable[[Embodiment], list[float]] | None = None
-
-    def descriptor(self) -> ParameterDescriptor:
-        """The descriptor ROS shows with `ros2 param describe`."""
-        out = ParameterDescriptor(description=self.description, read_only=self.read_only)
-        if self.low is not None and self.high is not None:
-            if isinstance(self.default, float):
-                out.floating_point_range = [FloatingPointRange(from_value=float(self.low), to_value=float(self.high))]
-            elif isinstance(self.default, int):
-                out.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)]
-        return out
-
-
-ALLOW_MOTION = Parameter("allow_motion", False, "This node arms by itself and moves the arm: must be true to start.")
-COMMON = (
-    Parameter("autostart", True, "Configure and activate by itself; otherwise a lifecycle manager does it."),
-    Parameter("robot", "so101", "Which embodiment this node serves."),
-)
 
 
 class MolmoNode(LifecycleNode):
@@ -84,12 +43,7 @@ class MolmoNode(LifecycleNode):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        for parameter in (*COMMON, *self.PARAMETERS):
-            default = parameter.default
-            if parameter.of_robot is not None:
-                with suppress(ValueError):  # an unknown robot is refused when the node is configured
-                    default = parameter.of_robot(embodiment(self.param("robot")))
-            self.declare_parameter(parameter.name, default, parameter.descriptor())
+        declare(self, self.PARAMETERS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         # On a steady clock: with use_sim_time and nobody on /clock the node's own stands, and so do its timers.
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -198,16 +152,8 @@ class MolmoNode(LifecycleNode):
     def set_parameters_atomically(self, parameter_list: list[RosParameter]) -> SetParametersResult:
         """As rclpy's, but a parameter that cannot be set while the node runs says where it is set."""
         result = super().set_parameters_atomically(parameter_list)
-        if result.successful:
-            return result
-        fixed = [
-            p.name for p in parameter_list if self.has_parameter(p.name) and self.describe_parameter(p.name).read_only
-        ]
-        if fixed:
-            result.reason = (
-                f"{', '.join(fixed)} is read when {self.get_name()} starts: write it into a parameter file under "
-                f"/**/{self.get_name()}: ros__parameters:, give that with config:=FILE or --config FILE, start again"
-            )
+        if not result.successful:
+            result.reason = why_not_set(self, [parameter.name for parameter in parameter_list]) or result.reason
         return result
 
     def require_motion_allowed(self) -> None:
@@ -236,7 +182,7 @@ class MolmoNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         def configure() -> None:
-            self._refuse_unknown_parameters()
+            refuse_unknown(self, self._parameter_overrides, self.PARAMETERS)
             self.setup()
 
         return self._attempt("configure", configure, TransitionCallbackReturn.FAILURE)
@@ -269,15 +215,6 @@ class MolmoNode(LifecycleNode):
         """Configure and activate; False when one of them failed."""
         ok = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == ok and self.trigger_activate() == ok
-
-    def _refuse_unknown_parameters(self) -> None:
-        """A value that is given to this node is used or refused: ROS leaves aside, without a word, what is misspelt."""
-        for name in self._parameter_overrides:
-            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
-                known = [parameter.name for parameter in (*COMMON, *self.PARAMETERS)]
-                near = get_close_matches(name, known, n=1)
-                advice = f"did you mean {near[0]!r}?" if near else "ros2 param list shows those it has"
-                raise ValueError(f"{self.get_name()} has no parameter {name!r}, which a parameter file sets; {advice}")
 
     def _attempt(
         self, what: str, action: Callable[[], None], otherwise: TransitionCallbackReturn

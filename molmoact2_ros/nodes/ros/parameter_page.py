@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from molmoact2_ros.nodes.ros.node_base import COMMON, MolmoNode, Parameter
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.ros.parameters import COMMON, Parameter
 from molmoact2_ros.parameter_files import parameters_for, robot_files
 
 ROOMS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS
-from molmoact2_ros.nodes.ros.node_base import Parameter
+from molmoact2_ros.nodes.ros.parameters import Parameter
 from molmoact2_ros.policy import BACKENDS, Choices, InferenceOptions, Policy, RTCOptions, open_policy
 from molmoact2_ros.policy.checkpoints.frame import FRAMES
 from molmoact2_ros.policy.options import (

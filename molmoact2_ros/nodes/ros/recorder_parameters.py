@@ -11,7 +11,7 @@ from typing import Any
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from molmoact2_ros.nodes.ros.node_base import Parameter
+from molmoact2_ros.nodes.ros.parameters import Parameter
 from molmoact2_ros.nodes.ros.subscriptions import every_kind
 from molmoact2_ros.recording.streams import Stream
 

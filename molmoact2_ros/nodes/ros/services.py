@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 
 Handle = Callable[[Any, Any], Any]
+
+
+class Pause:
+    """Awaited by a service that is not done yet: the executor turns to everything else and comes back."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
 
 class Services:

@@ -13,7 +13,8 @@ from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from std_msgs.msg import String
 
-from molmoact2_ros.nodes.ros.node_base import RELIABLE, MolmoNode
+from molmoact2_ros.nodes.ros.node_base import MolmoNode
+from molmoact2_ros.nodes.ros.qos import RELIABLE
 
 NAME = "task"
 

@@ -19,7 +19,9 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE
 from molmoact2_ros.simulation.episode_driver import CellReport, EpisodeDriver, Figures, Phase, Request, RunError
 
 

@@ -16,7 +16,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.messages import chunk_message, nanoseconds
-from molmoact2_ros.nodes.ros.node_base import NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.simulation.experts import expert_of
 

@@ -14,7 +14,9 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from molmoact2_ros.nodes.ros.messages import nanoseconds, rgb_from_image
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.rendering.film import FilmWriter, write_still
 from molmoact2_ros.rendering.montage import Caption, canvas_shape, montage

@@ -25,7 +25,9 @@ from molmoact2_ros.drivers.gate import Command, Gate, GateConfig
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.execution.e_stop import EStop
 from molmoact2_ros.nodes.ros.messages import nanoseconds, stamp_of
-from molmoact2_ros.nodes.ros.node_base import LATCHED, NEWEST, RELIABLE, SENSOR, MolmoNode, Parameter, main_of
+from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.parameters import Parameter
+from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, RELIABLE, SENSOR
 from molmoact2_ros.nodes.ros.subscriptions import Heard
 from molmoact2_ros.simulation.cells import make_cell, scene_of
 from molmoact2_ros.simulation.emulators.buses import EMULATED_BUSES, EmulatedBus
