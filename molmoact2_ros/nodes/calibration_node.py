@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, Image
 
 from molmoact2_ros.cameras.calibrating.board import Board, Detector
 from molmoact2_ros.cameras.calibrating.collection import CELL, HAND, CollectionWriter, Optics, places
@@ -21,6 +21,7 @@ from molmoact2_ros.cameras.calibrating.optics import parts_covered
 from molmoact2_ros.cameras.calibrating.taking import Glance, Taker
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.camera_info import intrinsics_of
+from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS, MergedJoints
 from molmoact2_ros.nodes.ros.messages import nanoseconds, rgb_from_image
 from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
 from molmoact2_ros.nodes.ros.parameters import Parameter
@@ -28,12 +29,15 @@ from molmoact2_ros.nodes.ros.qos import SENSOR
 
 LOOK_S = 0.25
 SILENT_S = 2.0
+JOINTS_S = 0.5
+"""Oldest reading of a joint that counts."""
 
 
 class CalibrationNode(MolmoNode):
     """Invariant: moves nothing; a moment is either whole in the folder or not there at all."""
 
     PARAMETERS = (
+        *JOINT_STATE_PARAMETERS,
         Parameter("cameras", ["front", "wrist"], "Cameras to take pictures of."),
         Parameter("mounts", ["base_link", "gripper_link"], "The link that each of them is fixed to."),
         Parameter("place", CELL, "Where the board is: cell, hand, gripper; left or right gripper of two arms."),
@@ -53,6 +57,7 @@ class CalibrationNode(MolmoNode):
         self._infos: dict[str, CameraInfo] = {}
         self._seen_stamps: dict[str, int] = {}
         self._told = ""
+        self._complaint = ""
         self._idle = 0
         self._pixels: dict[str, list[NDArray[np.float64]]] = {}
 
@@ -78,7 +83,7 @@ class CalibrationNode(MolmoNode):
         for camera in cameras:
             self.listen(Image, f"cameras/{camera}/image_raw", partial(self._images.__setitem__, camera), SENSOR)
             self.listen(CameraInfo, f"cameras/{camera}/camera_info", partial(self._infos.__setitem__, camera), SENSOR)
-        self.listen(JointState, "joint_states", self._on_joints, SENSOR)
+        MergedJoints(self, self._robot, JOINTS_S, self._on_joints, self._on_complaint)
         self._cameras = cameras
 
     def start(self) -> None:
@@ -88,9 +93,11 @@ class CalibrationNode(MolmoNode):
         taken = self._writer.count if self.active else 0
         return DiagnosticStatus.OK, self._told or "waiting for pictures", {"taken": taken}
 
-    def _on_joints(self, message: JointState) -> None:
-        joints = self._robot.reorder(message.name, np.asarray(message.position))
-        self._taker.heard(nanoseconds(message.header.stamp), joints)
+    def _on_joints(self, joints: NDArray[np.float64], stamp_ns: int) -> None:
+        self._taker.heard(stamp_ns, joints)
+
+    def _on_complaint(self, reason: str) -> None:
+        self._complaint = reason
 
     def _look(self) -> None:
         fresh = {
@@ -113,7 +120,7 @@ class CalibrationNode(MolmoNode):
             glances[camera] = Glance(stamp_ns, int(image.width), self._detector.find(pictures[camera]))
         taken, joints, reason = self._taker.look(glances)
         if not taken:
-            self._tell("waiting", reason)
+            self._tell("waiting", "; ".join(filter(None, (reason, self._complaint))))
             return
         # What a camera sees without a board says nothing, and costs a look when the folder is read.
         optics = {camera: own for camera in taken if (own := self._optics(camera, pictures[camera])) is not None}

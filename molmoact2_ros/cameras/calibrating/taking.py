@@ -54,9 +54,11 @@ class Taker:
         self._taken: dict[str, list[Seen]] = {}
 
     def heard(self, stamp_ns: int, joints: Array) -> None:
-        """A joint reading (dof,), ROS order."""
-        if self._joints and stamp_ns <= self._joints[-1][0]:
+        """A joint reading (dof,), ROS order; one with the stamp of the last stands in its place."""
+        if self._joints and stamp_ns < self._joints[-1][0]:
             self._joints.clear()  # a clock that was set back
+        if self._joints and stamp_ns == self._joints[-1][0]:
+            self._joints.pop()
         self._joints.append((stamp_ns, joints))
 
     def look(self, glances: Mapping[str, Glance]) -> tuple[dict[str, Glance], Array | None, str]:
