@@ -99,7 +99,8 @@ class Cell:
     def _on_trajectory(self, message: JointTrajectory) -> None:
         self.trajectories.append(message)
         with self.lock:
-            self.position[self.arm_joints] = message.points[len(message.points) - TAIL - 1].positions
+            point = message.points[len(message.points) - TAIL - 1].positions
+            self.position[self.arm_joints if len(point) < self.robot.dof else slice(None)] = point
 
     def _on_command(self, message: Float64MultiArray) -> None:
         with self.lock:

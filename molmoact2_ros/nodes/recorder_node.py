@@ -64,7 +64,8 @@ class RecorderNode(MolmoNode):
         self._forget()
         directory = Path(self.param("directory")).expanduser()
         pictures = self.param("raw"), self.param("compressed"), self.param("depth")
-        chosen = streams_of(list(self.param("cameras")), *pictures, list(self.param("topics")))
+        cameras, more, joints = (list(self.param(name)) for name in ("cameras", "topics", "joint_state_topics"))
+        chosen = streams_of(cameras, *pictures, more, joints)
         known = {stream: found for stream in chosen if (found := message_class(stream.msgtype)) is not None}
         if missing := sorted({stream.msgtype for stream in chosen} - {stream.msgtype for stream in known}):
             self.get_logger().info(f"not recorded, since their packages are not installed: {', '.join(missing)}")

@@ -45,9 +45,15 @@ def stream_named(text: str) -> Stream:
 
 
 def streams_of(
-    cameras: Sequence[str], raw: bool = True, compressed: bool = False, depth: bool = False, more: Sequence[str] = ()
+    cameras: Sequence[str],
+    raw: bool = True,
+    compressed: bool = False,
+    depth: bool = False,
+    more: Sequence[str] = (),
+    joint_states: Sequence[str] = ("joint_states",),
 ) -> tuple[Stream, ...]:
-    """Streams of a robot with these `cameras`, with their `depth` images, and those that `more` names.
+    """Streams of a robot with these `cameras`, with their `depth` images, those that `more` names, and the topics of
+    `joint_states`.
 
     Raises:
         ValueError: no image stream is chosen although there are cameras, or a text in `more` names none.
@@ -68,7 +74,7 @@ def streams_of(
         out.append(Stream(f"cameras/{camera}/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True))
     return (
         *out,
-        Stream("joint_states", "sensor_msgs/msg/JointState", reliable=False, depth=100),
+        *(Stream(name, "sensor_msgs/msg/JointState", reliable=False, depth=100) for name in joint_states if name),
         Stream("task", "std_msgs/msg/String", latched=True),
         Stream("policy/task", "std_msgs/msg/String", latched=True),
         Stream("policy/action_chunk", "trajectory_msgs/msg/JointTrajectory"),

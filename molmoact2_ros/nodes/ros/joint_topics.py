@@ -22,10 +22,11 @@ QUIET_NS = 10_000_000_000
 """A complaint is told again when it was not heard for so long."""
 LOOK_NS = 200_000_000
 
+JOINT_STATE_TOPICS = Parameter(
+    "joint_state_topics", ["joint_states"], "Where joint states come from; arm and fingers may have their own."
+)
 JOINT_STATE_PARAMETERS = (
-    Parameter(
-        "joint_state_topics", ["joint_states"], "Where joint states come from; arm and fingers may have their own."
-    ),
+    JOINT_STATE_TOPICS,
     Parameter(
         "joint_map", [""], "Joint names of the driver, theirs=ours, one * each for the same part: fr3v2_*=fr3_*."
     ),

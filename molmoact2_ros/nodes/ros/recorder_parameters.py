@@ -11,6 +11,7 @@ from typing import Any
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
+from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_TOPICS
 from molmoact2_ros.nodes.ros.parameters import Parameter
 from molmoact2_ros.nodes.ros.subscriptions import every_kind
 from molmoact2_ros.recording.streams import Stream
@@ -21,6 +22,7 @@ PARAMETERS = (
     Parameter("raw", True, "Record image_raw of every camera."),
     Parameter("compressed", False, "Record image_raw/compressed of every camera."),
     Parameter("depth", False, "Record depth/image_raw of every camera."),
+    JOINT_STATE_TOPICS,
     Parameter("topics", [""], "What else to record, such as force:geometry_msgs/msg/WrenchStamped."),
     Parameter("zstd", True, "Compress the chunks of the bag; about a tenth of a core for two small cameras."),
     Parameter("autostart_recording", True, "Follow sim/episode where it is there: one bag a running episode."),
