@@ -94,6 +94,9 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
         ),
         *hardware,
         Argument("cameras", "", f"Of a robot, <name>=<source> with commas between: {camera_example(family)}."),
+        Argument(
+            "speed_scale", "0.0", "Times the speed of the arm's joints; 0: as the files say. 0.3 for a first run."
+        ),
         *_COMMON,
         Argument("visualize", "true", "Start the visualizer.", BOOL),
         Argument("model", "true", "Start robot_state_publisher and publish where the cameras are.", BOOL),
@@ -136,12 +139,13 @@ def options_of(values: Mapping[str, str]) -> Options:
     for name in ("sim", "emulated", "visualize"):
         if name in values:
             given[name] = values[name] == "true"
-    for name in ("episodes", "seed"):
+    for name, kind, example in (("episodes", int, "10"), ("seed", int, "10"), ("speed_scale", float, "0.5")):
         if name in values:
             try:
-                given[name] = int(values[name])
+                given[name] = kind(values[name])
             except ValueError:
-                raise ValueError(f"{name}:={values[name]} is no whole number, for instance {name}:=10") from None
+                what = "whole number" if kind is int else "number"
+                raise ValueError(f"{name}:={values[name]} is no {what}, for instance {name}:={example}") from None
     for name in ("ports", "cameras"):
         if values.get(name):
             given[name] = tuple(part.strip() for part in values[name].split(","))

@@ -48,6 +48,7 @@ class Options:
             what the config file says.
         cameras: where the images of a robot come from, each `<name>=<source>`, such as
             `front=v4l2:/dev/v4l/by-path/...`; empty leaves what the config file says.
+        speed_scale: times the speed of the arms' joints, for executor and driver alike; 0 leaves what the files say.
         operator: a console on the other end of the operator node: `keys` has a key that stops the arm, whose silence
             is a stop, too; `lines` only shows; empty: there is none.
     """
@@ -73,6 +74,7 @@ class Options:
     ports: tuple[str, ...] = ()
     calibration_id: str = ""
     cameras: tuple[str, ...] = ()
+    speed_scale: float = 0.0
     operator: str = ""
 
 
@@ -134,6 +136,8 @@ def check(options: Options) -> None:
         raise ValueError("the simulated cell has cameras of its own; leave out cameras, or set sim to false")
     if options.operator not in OPERATORS:
         raise ValueError(f"operator must be one of {', '.join(OPERATORS[1:])} or empty, got {options.operator!r}")
+    if options.speed_scale:
+        embodiment(options.robot).scaled_limits(options.speed_scale)
     if options.episodes < 0:
         raise ValueError(f"episodes must be at least 1, or 0 to drive the cell yourself; got {options.episodes}")
     if options.episode_timeout_s <= 0.0:

@@ -67,6 +67,8 @@ class NodeSpec:
 
 NOTHING: Mapping[str, Value] = MappingProxyType({})
 DEFAULTS = Options()
+JOINT_STATES = ("joint_state_topics", "joint_map", "unstamped_joint_states")
+"""Parameters of the executor that hold for every node that reads the joints, unless they are said otherwise there."""
 BUTTON_SILENCE_S = 2.0
 """Without a word of the console for so long the arm is stopped, s: it hangs, or the way to it is cut."""
 EMULATED_RETRY_S = 0.3
@@ -90,6 +92,11 @@ class Cell:
     def written(self, node: str) -> dict[str, Any]:
         """What the user's file says to the node called `node`."""
         return parameters_for(self._own, f"{self.namespace.rstrip('/')}/{node}")
+
+    def said(self, node: str, *names: str) -> dict[str, Any]:
+        """Those of the parameters `names` of the node called `node` that a file sets, the robot's own included."""
+        values = parameters_for(self.configs, f"{self.namespace.rstrip('/')}/{node}")
+        return {name: values[name] for name in names if name in values}
 
     def chosen(self, *names: str) -> tuple[dict[str, Value], dict[str, Value]]:
         """Options that are parameters of the same name: those that the user chose, and those left at their default."""
@@ -169,21 +176,25 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     sources = camera_sources(options)
     cameras = list(sources or cell.written("camera").get("names", robot.camera_names))
     views: dict[str, Value] = {"cameras": cameras}
+    # What takes the executor's commands must allow its speed, and who reads joints reads what it reads.
+    speed, speed_left = cell.chosen("speed_scale")[0], cell.said("executor", "speed_scale")
+    joints = cell.said("executor", *JOINT_STATES)
     found = []
     if options.sim:
         link = options.link_prefix or f"molmoact2_{cell.namespace.strip('/').replace('/', '_')}"
         bus = str(Path(tempfile.gettempdir()) / f"{link}_bus") if options.emulated else ""
         given, derived = cell.chosen("seed")
-        parameters: dict[str, Value] = {**given, "link_prefix": link, "emulated_bus": bus}
-        found.append(node("sim_node", parameters, derived, on_end=OnEnd.ENDS_RUN))
+        parameters: dict[str, Value] = {**given, **speed, "link_prefix": link, "emulated_bus": bus}
+        found.append(node("sim_node", parameters, {**derived, **speed_left}, on_end=OnEnd.ENDS_RUN))
         if options.emulated:
-            parameters = emulated_parameters(robot.name, bus)
-            found.append(node(f"{robot.family}_driver_node", parameters, {"retry_s": EMULATED_RETRY_S}))
+            parameters = {**emulated_parameters(robot.name, bus), **speed}
+            retry: dict[str, Value] = {"retry_s": EMULATED_RETRY_S}
+            found.append(node(f"{robot.family}_driver_node", parameters, {**retry, **speed_left}))
         simulated: dict[str, Value] = {"names": cameras, "sources": [f"sim:{link}_{name}" for name in cameras]}
         found.append(node("camera_node", {}, simulated))
     else:
         if not external(options):
-            found.append(node(f"{robot.family}_driver_node", hardware_parameters(options)))
+            found.append(node(f"{robot.family}_driver_node", {**hardware_parameters(options), **speed}, speed_left))
         elif robot.family == "franka":
             found.append(node("franka_state_node", on_end=OnEnd.REPORTED))  # without franka_msgs it says so and ends
         _check_real_cameras(options, list(sources.values()) or cell.written("camera").get("sources", []))
@@ -194,15 +205,15 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     elif options.policy == "molmoact2":
         threads = max(1, (os.cpu_count() or 2) // 2)
         given, _ = cell.chosen("checkpoint")
-        known: dict[str, Value] = {**checkpoint, "norm_tag": robot.norm_tag, "cell_cameras": cameras}
+        known: dict[str, Value] = {**checkpoint, **joints, "norm_tag": robot.norm_tag, "cell_cameras": cameras}
         found.append(node("policy_node", given, known, threads=threads))
     # Our drivers say which commands have gone out to the arm; on a robot their silence is a fault.
     silence: dict[str, Value] = {} if options.sim or external(options) else {"acknowledgement_timeout_s": 1.0}
     if options.operator == "keys":
         silence["e_stop_heartbeat_s"] = BUTTON_SILENCE_S
-    found.append(node("executor_node", {}, {**silence, **franka_ros2_parameters(options)}))
+    found.append(node("executor_node", speed, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
-        shown = {**views, **checkpoint, "base_frame": robot.base_link}
+        shown = {**views, **checkpoint, **joints, "base_frame": robot.base_link}
         if options.sim:
             shown["calibration_file"] = CELL
         found.append(node("visualizer_node", {}, shown, on_end=OnEnd.REPORTED if options.sim else OnEnd.RESTARTED))
@@ -210,7 +221,7 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         given, derived = cell.chosen("film", "picture")
         found.append(node("film_node", given, {**derived, **views}, on_end=OnEnd.REPORTED))
     if options.record:
-        files: dict[str, Value] = {"config_files": list(cell.configs)}
+        files: dict[str, Value] = {"config_files": list(cell.configs), **cell.said("executor", JOINT_STATES[0])}
         found.append(node("recorder_node", {"directory": options.record}, {**views, **checkpoint, **files}))
     if driven_by_itself(options):
         found.append(node("episode_node", *cell.chosen("task", "episodes", "seed", "episode_timeout_s")))

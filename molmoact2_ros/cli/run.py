@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
     option("--policy", choices=("molmoact2", "expert", "none"), default="molmoact2", help="who decides (%(default)s)")
     option("--task", default="", metavar="T", help="told once the policy is there; later with the key t")
     option("--record", default="", metavar="DIR", help="have a recorder write bags into DIR; the key e begins one")
+    option("--speed-scale", type=float, default=0.0, metavar="X", help="times the arm's speed: 0.3 for a first run")
     option("--config", default="", metavar="FILE", help="parameter file of your own, on top of the robot's")
     option("--namespace", default="", metavar="N", help="ROS namespace (the robot's name)")
     option("--visualize", action="store_true", help="start the visualizer, too: what RViz or Foxglove shows of a run")
@@ -117,6 +118,7 @@ def options_from(arguments: argparse.Namespace, operator: str) -> Options:
         ports=parts(arguments.port),
         calibration_id=arguments.calibration_id,
         cameras=parts(arguments.cameras),
+        speed_scale=arguments.speed_scale,
         operator=operator,
     )
 
