@@ -6,6 +6,7 @@ TASK ?= pick up the red cube
 EPISODES ?= 10
 SEED ?= 1000
 ARGS ?=
+JOBS ?= 2
 
 help:
 	@echo "make demo      the simulated SO-101 picks a cube: set-up, 10 episodes, film and picture in out/"
@@ -19,15 +20,27 @@ setup:
 demo:
 	@exec $(RUN) molmoact2 sim --robot so101 --task "$(TASK)" --episodes $(EPISODES) --seed $(SEED) --out out $(ARGS)
 
+# What runs on real clocks has the machine to itself; the rest goes first, two at a time.
+define both
+	@status=0; \
+	$(RUN) python -m pytest -n $(JOBS) --dist loadfile -m "not realtime$(1)" $(2) || status=1; \
+	$(RUN) python -m pytest -m "realtime$(1)" $(2) || status=1; \
+	exit $$status
+endef
+
 test:
+ifeq ($(ARGS),)
+	$(call both, and not slow)
+else
 	@exec $(RUN) python -m pytest $(ARGS)
+endif
 
 # Models and meshes of the vendors, which the slow tests compare with.
 vendor: setup
 	@sh tools/vendor.sh
 
 test-all: vendor
-	@exec $(RUN) python -m pytest -m "slow or not slow" $(ARGS)
+	$(call both,,$(ARGS))
 
 # Branches of what moves an arm, decides or keeps data, in this process: what node processes run is not counted.
 INNER := execution policy embodiments drivers recording

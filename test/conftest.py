@@ -29,12 +29,14 @@ _begun = 0.0
 _status = 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test on real clocks that fails while the machine is away is tried again, twice at most, and reported."""
     again = pytest.mark.flaky(reruns=2, condition=lambda: bool(_heartbeat.away(_begun)))
     here = Path(__file__).parent
     for item in items:
         if item.path.relative_to(here).parts[0] in REAL_TIME or item.get_closest_marker("realtime"):
+            item.add_marker(pytest.mark.realtime)
             item.add_marker(again)
 
 
