@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"serve needs {', '.join(missing)}: pip install 'molmoact2_ros[serve]'")
+        raise UsageError(f"serve needs {', '.join(missing)}: pip install 'molmoact2_ros[policy]'")
     if arguments.idle <= 0.0 or arguments.message_mb <= 0.0 or not 0 <= arguments.port < 65536:
         raise ValueError("--idle and --message-mb must be above 0, --port a port number")
     from molmoact2_ros.embodiments import embodiment

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,13 @@ def test_pip_installs_the_same_console_scripts_and_data(tmp_path):
     (package,) = target.glob("lib/python3*/site-packages/molmoact2_ros")
     here = {p.relative_to(ROOT / "molmoact2_ros/data") for p in (ROOT / "molmoact2_ros/data").rglob("*") if p.is_file()}
     assert {p.relative_to(package / "data") for p in (package / "data").rglob("*") if p.is_file()} == here
+    # What somebody gets who installs it with an extra, in an environment that has nothing yet.
+    (installed,) = package.parent.glob("molmoact2_ros-*.dist-info")
+    asked = Distribution.at(installed).requires or []
+    for extra, files in {"robot": ["robot"], "sim": ["runtime"], "policy": ["runtime", "serve"]}.items():
+        pinned = {line for file in files for line in (ROOT / f"requirements/{file}.txt").read_text().splitlines()}
+        own = {line.partition(";")[0].strip() for line in asked if f'extra == "{extra}"' in line}
+        assert own == pinned, extra
 
 
 def test_what_others_read_of_the_repository_is_valid_and_current():
