@@ -1,5 +1,5 @@
 # What a user and a developer types. Every target sets up what is missing first (milliseconds when nothing is).
-.PHONY: help setup vendor demo test test-all coverage format lint lock clean
+.PHONY: help setup vendor demo test test-all coverage format lint pages docs lock clean
 
 RUN := sh tools/run.sh
 TASK ?= pick up the red cube
@@ -12,6 +12,7 @@ help:
 	@echo "make demo      the simulated SO-101 picks a cube: set-up, 10 episodes, film and picture in out/"
 	@echo "make test      set-up and tests;  make test-all  also the slow ones"
 	@echo "make lint      ruff and mypy;  make format  ruff's formatter;  make coverage  branches of the inner rooms"
+	@echo "make docs      the documentation as a site, in out/site;  make pages  docs/reference from the code"
 	@echo "make setup     only the set-up (.venv/);  make lock  pins anew;  make clean"
 
 setup:
@@ -57,11 +58,22 @@ lint:
 	$(RUN) ruff format --check --quiet .
 	$(RUN) mypy
 
+# The pages of docs/reference that are made from the code.
+pages:
+	$(RUN) python -m molmoact2_ros.nodes.ros.parameter_page docs/reference/parameters.md
+	$(RUN) python -m molmoact2_ros.nodes.ros.topic_page docs/reference/topics.md
+	$(RUN) python -m molmoact2_ros.cli.reference_page docs/reference/cli.md
+
+# The documentation as a site, in out/site.
+docs: setup
+	@sh tools/docs.sh
+
 # Compiles the pins anew from what requirements/*.in asks for; versions move only where they must.
 lock:
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/test.in -o requirements/test.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/serve.in -c requirements/test.txt -o requirements/serve.txt
+	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/docs.in -c requirements/test.txt -o requirements/docs.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/robot.in -c requirements/test.txt -o requirements/robot.txt
 
 clean:

@@ -3,6 +3,7 @@ bringup does. A value that a user's file gives is used or refused by the node.""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 from ros_process import Companion, NodeProcess
 
+from molmoact2_ros.cli import reference_page
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.executor_node import ExecutorNode
+from molmoact2_ros.nodes.ros import topic_page
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
 from molmoact2_ros.nodes.ros.parameter_page import FAMILIES, ROOMS, node_classes, page
 from molmoact2_ros.parameter_files import parameters_for, robot_files, sections
@@ -22,9 +25,11 @@ ROOT = Path(__file__).parents[2]
 NODES: dict[str, type[MolmoNode]] = {name: node for room in ROOMS for name, node in node_classes(room).items()}
 
 
-def test_the_page_says_what_the_nodes_declare() -> None:
-    advice = "make it anew: python -m molmoact2_ros.nodes.ros.parameter_page docs/reference/parameters.md"
-    assert (ROOT / "docs/reference/parameters.md").read_text() == page(), advice
+@pytest.mark.parametrize(
+    ("name", "made"), [("parameters", page), ("topics", topic_page.page), ("cli", reference_page.page)]
+)
+def test_the_reference_says_what_nodes_and_commands_declare(name: str, made: Callable[[], str]) -> None:
+    assert (ROOT / f"docs/reference/{name}.md").read_text() == made(), "make it anew: make pages"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
