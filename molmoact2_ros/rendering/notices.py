@@ -12,6 +12,7 @@ from molmoact2_ros.rendering.overlay import FONT, RgbImage, shade, text
 
 _BACK = (26, 28, 33)
 _MARGIN = 24
+_SWATCH = 72
 
 
 def notice(title: str, words: str, width: int = 640, height: int = 480) -> RgbImage:
@@ -39,25 +40,26 @@ def captioned(picture: RgbImage, words: str) -> RgbImage:
     return picture
 
 
-def legend(width: int = 640) -> RgbImage:
+def legend(width: int = 400) -> RgbImage:
     """Picture (h, width, 3) of what each colour and shape stands for, in images and in the scene."""
-    step = 26
     entries: list[tuple[Callable[[RgbImage, int], None], str]] = [
-        (_ramp, "predicted path of the tip: now to the end of the chunk"),
-        (_balls, "ball along it: gripper, closed small, open large"),
+        (_ramp, "predicted path of the tip, now to end"),
+        (_balls, "gripper there: closed small, open large"),
         (_line(colours.EXECUTED), "way that the tip has come"),
-        (_line(colours.EARLIER), "earlier chunks, the older the fainter; tube: how far they lie apart"),
-        (_patch(colours.COMMANDED), "arm as commanded, beside the measured one"),
+        (_line(colours.EARLIER), "earlier chunks, the older the fainter"),
+        (_tube, "how far the chunks lie apart"),
+        (_patch(colours.COMMANDED), "arm as commanded, where it is not yet"),
         (_box(colours.WORKSPACE), "workspace of the tip"),
         (_patch(colours.LIMIT), "limit that is touched"),
         (_box(colours.CHANGED), "depth cell that was predicted again"),
-        (_states, "tracking, holding, stopping, fault or e-stop, disarmed"),
+        (_states, "tracking, holding, stopping, fault"),
     ]
-    picture: RgbImage = np.full((step * len(entries) + 16, width, 3), _BACK, np.uint8)
+    step = 24
+    picture: RgbImage = np.full((step * len(entries) + 12, width, 3), _BACK, np.uint8)
     for i, (draw, words) in enumerate(entries):
-        y = 8 + step * i
-        draw(picture[y : y + step, 10:110], step)
-        text(picture, words, (120, y + step // 2 + 5), 0.45, colours.WHITE)
+        y = 6 + step * i
+        draw(picture[y : y + step, 8 : 8 + _SWATCH], step)
+        text(picture, words, (_SWATCH + 20, y + step // 2 + 5), 0.44, colours.WHITE)
     return picture
 
 
@@ -81,7 +83,7 @@ def _ramp(region: RgbImage, step: int) -> None:
 
 def _balls(region: RgbImage, step: int) -> None:
     for i, radius in enumerate((3, 5, 8)):
-        x = 14 + 34 * i
+        x = 12 + 24 * i
         cv2.circle(region, (x, step // 2), radius, colours.ramp(i / 2), -1, cv2.LINE_AA)
 
 
@@ -92,20 +94,27 @@ def _line(colour: colours.Colour) -> Callable[[RgbImage, int], None]:
     return draw
 
 
+def _tube(region: RgbImage, step: int) -> None:
+    shape = np.array([[0, 9], [_SWATCH - 1, 4], [_SWATCH - 1, step - 4], [0, step - 9]], np.int32)
+    drawn = region.copy()
+    cv2.fillPoly(drawn, [shape], colours.EARLIER, cv2.LINE_AA)
+    region[...] = cv2.addWeighted(drawn, 0.5, region, 0.5, 0.0)
+
+
 def _patch(colour: colours.Colour) -> Callable[[RgbImage, int], None]:
     def draw(region: RgbImage, step: int) -> None:
-        cv2.rectangle(region, (30, 6), (70, step - 6), colour, -1, cv2.LINE_AA)
+        cv2.rectangle(region, (20, 6), (_SWATCH - 20, step - 6), colour, -1, cv2.LINE_AA)
 
     return draw
 
 
 def _box(colour: colours.Colour) -> Callable[[RgbImage, int], None]:
     def draw(region: RgbImage, step: int) -> None:
-        cv2.rectangle(region, (30, 5), (70, step - 5), colour, 1, cv2.LINE_AA)
+        cv2.rectangle(region, (20, 5), (_SWATCH - 20, step - 5), colour, 1, cv2.LINE_AA)
 
     return draw
 
 
 def _states(region: RgbImage, step: int) -> None:
-    for i, state in enumerate(("TRACKING", "HOLDING", "STOPPING", "FAULT", "DISARMED")):
-        cv2.circle(region, (10 + 20 * i, step // 2), 6, colours.state_colour(state), -1, cv2.LINE_AA)
+    for i, state in enumerate(("TRACKING", "HOLDING", "STOPPING", "FAULT")):
+        cv2.circle(region, (8 + 18 * i, step // 2), 6, colours.state_colour(state), -1, cv2.LINE_AA)
