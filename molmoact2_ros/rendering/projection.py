@@ -16,8 +16,8 @@ Array = NDArray[np.float64]
 NEAREST_M = 0.01
 """A point nearer to the camera plane than this is not drawn: its pixel is meaningless."""
 MOST_POINTS = 60_000
-_EDGE = 0.03
-"""Depths that differ by more, share of the distance, belong to different things."""
+_EDGE = 0.08
+"""Neighbours whose depths differ by more, share of the distance, belong to different things."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,10 @@ def refined_depth(depth: NDArray[np.float32], calibration: CameraCalibration, sp
     if times == 1:
         return depth
     size = (depth.shape[1] * times, depth.shape[0] * times)
+    known = np.where(good, depth, 0.0).astype(np.float32)
+    around = np.ones((3, 3), np.uint8)
+    edge = cv2.dilate(known, around) - cv2.erode(known, around) > _EDGE * known  # what is unknown has one, too
     stepped = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
     even = cv2.resize(depth, size, interpolation=cv2.INTER_LINEAR)
-    close = np.abs(even - stepped) < _EDGE * stepped  # False where one of them is not a number
+    close = cv2.resize(edge.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) == 0
     return np.asarray(np.where(close, even, stepped), dtype=np.float32)
