@@ -93,7 +93,13 @@ class VisualizerNode(MolmoNode):
         main = self._cameras[0]
         self._boards = BoardChecks(robot, self._calibrations, self.param("calibration_file"), self._complaints)
         self._depth = DepthViews(
-            self, robot, main, self._calibrations.get(main), self._joints_at, lambda: self._images.get(main)
+            self,
+            robot,
+            main,
+            self._calibrations.get(main),
+            self._joints_at,
+            lambda: self._images.get(main),
+            self._complaints,
         )
         self._scene = SceneMarkers(self, robot, self._joints_at, lambda: self._depth.note)
         self._overlays: dict[str, Publisher] = {

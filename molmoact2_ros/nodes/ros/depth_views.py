@@ -14,6 +14,7 @@ from std_msgs.msg import Header
 from molmoact2_ros.cameras.calibration import CameraCalibration
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.nodes.ros.camera_info import depth_info
+from molmoact2_ros.nodes.ros.complaints import Complaints
 from molmoact2_ros.nodes.ros.latched_output import LatchedOutput
 from molmoact2_ros.nodes.ros.messages import (
     grid_from_image,
@@ -80,9 +81,10 @@ class DepthViews:
         calibration: CameraCalibration | None,
         joints_at: Callable[[int], Array | None],
         image: Callable[[], Image | None],
+        complaints: Complaints,
     ) -> None:
         self._node, self._robot, self._camera, self._calibration = node, robot, camera, calibration
-        self._joints_at, self._image = joints_at, image
+        self._joints_at, self._image, self._complaints = joints_at, image, complaints
         self._anchors = [name for name in node.param("depth_anchors") if name]
         if not set(self._anchors) <= set(ANCHORS):
             raise ValueError(f"depth_anchors are {self._anchors}, expected some of {', '.join(ANCHORS)}")
@@ -177,7 +179,9 @@ class DepthViews:
         try:
             fit = self._fit(picture, message)
         except ValueError as error:
+            self._complaints.say("depth fit", f"relative depth, no cloud: {error}")
             return None, f"relative depth, no cloud: {error}"
+        self._complaints.say("depth fit", "")
         return fit.metres(picture), fit.words
 
     def _fit(self, picture: NDArray[np.float32], message: Image) -> DepthFit:
