@@ -257,7 +257,7 @@ def test_where_there_is_no_depth_a_picture_says_so_to_whoever_comes(
         assert (notice(late[-1]) == first).all()
 
 
-@pytest.mark.parametrize("anchors", [["arm", "table"], ["depth_camera"]])
+@pytest.mark.parametrize("anchors", [["arm", "table"], pytest.param(["depth_camera"], marks=pytest.mark.slow)])
 def test_relative_depth_becomes_a_cloud_that_says_how_well_it_fits(
     robot: Companion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anchors: list[str]
 ) -> None:

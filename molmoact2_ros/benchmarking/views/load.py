@@ -24,7 +24,7 @@ from molmoact2_ros.share import bundled_checkpoint
 ROBOT = "yam"
 """It has three cameras and two arms: there is no more to draw."""
 WATCHES = ("no visualizer", "nothing", "overlays", "everything")
-START_S = 120.0
+START_S = 300.0
 
 
 @dataclass(frozen=True)

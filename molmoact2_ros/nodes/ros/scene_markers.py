@@ -48,8 +48,8 @@ ABOVE_M = 0.15
 
 
 class SceneMarkers:
-    """Publishes `visualization/markers` and the paths with every chunk, `visualization/state_markers` by a timer; each
-    only where somebody listens.
+    """Publishes the paths with every chunk, `visualization/markers` and `state_markers` by a timer; each only where
+    somebody listens.
 
     Args:
         joints_at: the joints (dof,) measured at a time in ns, or None where they are unknown.
@@ -71,6 +71,7 @@ class SceneMarkers:
         self._command: bytes | None = None
         self._boxes: Sequence[Workspace] = robot.workspaces
         self._asked_ns = 0
+        self._undrawn = False
         self._markers = node.output(MarkerArray, "visualization/markers", NEWEST)
         self._present = node.output(MarkerArray, "visualization/state_markers", NEWEST)
         self._paths = [node.output(Path, topic, NEWEST) for topic in path_topics(robot)]
@@ -97,24 +98,34 @@ class SceneMarkers:
         self._command = data
 
     def on_chunk(self, chunk: Forecast) -> None:
-        """Draw a chunk."""
+        """Take a chunk."""
         self.forecasts.add(chunk)
         header = Header(stamp=stamp_of(chunk.stamp_ns), frame_id=self._frame)
         for output, path in zip(self._paths, chunk.paths, strict=True):
             if output.get_subscription_count():
                 output.publish(path_message(path, header))
-        if self._markers.get_subscription_count():
-            lifetime_s = float(chunk.times_s[-1]) + 0.5
-            earlier = self.forecasts.earlier(self._node.now_ns())
-            found = path_markers(chunk.paths, header, lifetime_s)
-            found += spread_markers(chunk.paths, self.forecasts.spread(), earlier, header, lifetime_s)
-            self._markers.publish(MarkerArray(markers=found))
+        self._undrawn = True
+
+    def _draw_chunk(self, now_ns: int) -> None:
+        """The newest chunk among the others: at the timer's rate, however fast chunks come."""
+        chunk = self.forecasts.newest
+        if chunk is None or not self._undrawn or not self._markers.get_subscription_count():
+            return
+        self._undrawn = False
+        header = Header(stamp=stamp_of(chunk.stamp_ns), frame_id=self._frame)
+        lifetime_s = float(chunk.times_s[-1]) + 0.5
+        found = path_markers(chunk.paths, header, lifetime_s)
+        found += spread_markers(
+            chunk.paths, self.forecasts.spread(), self.forecasts.earlier(now_ns), header, lifetime_s
+        )
+        self._markers.publish(MarkerArray(markers=found))
 
     def draw(self) -> None:
         """Draw what is now."""
+        now_ns = self._node.now_ns()
+        self._draw_chunk(now_ns)
         if not self._present.get_subscription_count():
             return
-        now_ns = self._node.now_ns()
         self._ask_boxes(now_ns)
         joints = self._joints_at(now_ns)
         if joints is None:

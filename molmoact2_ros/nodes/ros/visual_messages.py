@@ -29,6 +29,8 @@ STALE_S = 1.0
 """What is drawn from readings goes when they do."""
 APART_M = 0.003
 """A link this far from where it was commanded is shown there, too."""
+TUBE_ROWS, TUBE_SIDES = 12, 6
+"""Rings of a tube, about, and corners of each: a marker's points are made one by one."""
 LEAST_RADIUS_M = 0.001
 """Chunks that agree still have a tube: thin is not the same as unknown."""
 
@@ -72,7 +74,10 @@ def spread_markers(
     lines that fade with age; both as `rendering.forecast` gives them."""
     found = []
     for i, path in enumerate(paths):
-        triangles = np.zeros((0, 3, 3)) if spread is None else tube(path.points, np.maximum(spread[i], LEAST_RADIUS_M))
+        triangles = np.zeros((0, 3, 3))
+        if spread is not None:
+            some = slice(None, None, max(1, len(path.points) // TUBE_ROWS))
+            triangles = tube(path.points[some], np.maximum(spread[i][some], LEAST_RADIUS_M), TUBE_SIDES)
         if len(triangles):
             marker = _marker(header, "spread", i, Marker.TRIANGLE_LIST, lifetime_s, _colour(EARLIER, 0.3))
             marker.scale.x = marker.scale.y = marker.scale.z = 1.0
