@@ -74,7 +74,7 @@ def spread_markers(
     lines that fade with age; both as `rendering.forecast` gives them."""
     found = []
     for i, path in enumerate(paths):
-        triangles = np.zeros((0, 3, 3))
+        triangles: Array = np.zeros((0, 3, 3))
         if spread is not None:
             some = slice(None, None, max(1, len(path.points) // TUBE_ROWS))
             triangles = tube(path.points[some], np.maximum(spread[i][some], LEAST_RADIUS_M), TUBE_SIDES)
