@@ -22,8 +22,8 @@ from molmoact2_ros.cameras.cell_cameras import calibrations_of
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.nodes.ros.board_checks import BoardChecks
 from molmoact2_ros.nodes.ros.complaints import Complaints
-from molmoact2_ros.nodes.ros.depth_views import DEPTH_PARAMETERS, DepthViews
-from molmoact2_ros.nodes.ros.joint_topics import JOINT_STATE_PARAMETERS, MergedJoints
+from molmoact2_ros.nodes.ros.depth_views import DepthViews
+from molmoact2_ros.nodes.ros.joint_topics import MergedJoints
 from molmoact2_ros.nodes.ros.latched_output import LatchedOutput
 from molmoact2_ros.nodes.ros.messages import (
     chunk_from_trajectory,
@@ -33,10 +33,10 @@ from molmoact2_ros.nodes.ros.messages import (
     rgb_from_image,
 )
 from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
-from molmoact2_ros.nodes.ros.parameters import Parameter
 from molmoact2_ros.nodes.ros.qos import LATCHED, NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.scene_markers import RATE_HZ, SceneMarkers
 from molmoact2_ros.nodes.ros.subscriptions import Heard
+from molmoact2_ros.nodes.ros.visualizer_parameters import PARAMETERS
 from molmoact2_ros.rendering.forecast import Forecast
 from molmoact2_ros.rendering.notices import legend
 from molmoact2_ros.rendering.overlay import ImageHistory, ImagePath, Legend, overlay
@@ -51,24 +51,7 @@ RENEW_S = 0.5
 class VisualizerNode(MolmoNode):
     """Invariant: bad input (a garbage chunk, unknown codes) is reported once and leaves that part out."""
 
-    PARAMETERS = (
-        *JOINT_STATE_PARAMETERS,
-        Parameter("cameras", ["front", "wrist"], "Cameras to draw into; the first is the one of the depth codes."),
-        Parameter(
-            "calibration_file", "", "Where the cameras are (YAML); cell: as in the simulated one; empty: unknown."
-        ),
-        *DEPTH_PARAMETERS,
-        Parameter("max_rate_hz", 15.0, "Overlays a second for each camera, Hz.", 1.0, 60.0),
-        Parameter("overlay_scale", 2, "Size of an overlay over the camera's image.", 1, 4),
-        Parameter(
-            "board_check_s",
-            10.0,
-            "How often cameras are held against the file's board, if any, s; 0: off.",
-            0.0,
-            3600.0,
-        ),
-        Parameter("base_frame", "base_link", "Frame of the path, the markers and the points."),
-    )
+    PARAMETERS = PARAMETERS
 
     def __init__(self) -> None:
         super().__init__("visualizer")

@@ -41,7 +41,7 @@ def module_path(executable: str) -> Path:
     return PACKAGE / ROOMS.get(executable, "nodes").replace(".", "/") / f"{executable}.py"
 
 
-COMMON = declared(PACKAGE / "nodes" / "ros" / "node_base.py")
+COMMON = declared(PACKAGE / "nodes" / "ros" / "parameters.py")
 
 
 def executables(options: Options) -> set[str]:

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from molmoact2_ros.embodiments import embodiment
-from molmoact2_ros.nodes.ros.depth_views import DEPTH_PARAMETERS
 from molmoact2_ros.nodes.ros.scene_markers import path_topics
+from molmoact2_ros.nodes.ros.visualizer_parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 ROBOTS = ("franka", "so101", "yam")
@@ -113,5 +113,5 @@ def test_the_window_has_a_place_for_every_image(view: dict[str, Any], manager: d
 
 def test_points_leave_no_holes(manager: dict[str, Any]) -> None:
     (cloud,) = (entry for entry in manager["Displays"] if entry["Class"] == "rviz_default_plugins/PointCloud2")
-    (apart,) = (parameter.default for parameter in DEPTH_PARAMETERS if parameter.name == "point_size_m")
+    (apart,) = (parameter.default for parameter in PARAMETERS if parameter.name == "point_size_m")
     assert apart <= cloud["Size (m)"] <= 2 * apart

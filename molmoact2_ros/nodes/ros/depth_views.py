@@ -24,9 +24,9 @@ from molmoact2_ros.nodes.ros.messages import (
     rgb_from_image,
 )
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
-from molmoact2_ros.nodes.ros.parameters import Parameter
 from molmoact2_ros.nodes.ros.qos import NEWEST, SENSOR
 from molmoact2_ros.nodes.ros.visual_messages import cloud_of
+from molmoact2_ros.nodes.ros.visualizer_parameters import ANCHORS
 from molmoact2_ros.rendering import depth as depths
 from molmoact2_ros.rendering.body import Body
 from molmoact2_ros.rendering.depth_fit import DepthFit, Known, arm_depth, camera_depth, fit_depth, table_depth
@@ -35,22 +35,6 @@ from molmoact2_ros.rendering.projection import camera_pose, points_of_depth, ref
 
 Array = NDArray[np.float64]
 
-ANCHORS = ("arm", "table", "depth_camera")
-DEPTH_PARAMETERS = (
-    Parameter("checkpoint", "", "A checkpoint's directory, for its depth decoder; empty: none."),
-    Parameter(
-        "depth_decoder",
-        "",
-        f"File of the depth decoder ({depths.VQVAE_FILE} for released checkpoints); empty: the checkpoint's own.",
-    ),
-    Parameter(
-        "depth_anchors",
-        list(ANCHORS),
-        'What relative depth is fitted to: arm, table, depth_camera, where they are seen; [""]: not at all.',
-    ),
-    Parameter("table_height_m", 0.0, "Height of the table over the robot's base, m.", -2.0, 2.0),
-    Parameter("point_size_m", 0.005, "About how far apart the points of the cloud are, m.", 0.001, 0.1),
-)
 NO_CODES = 3
 """So many chunks without depth codes: this policy predicts none."""
 DEPTH_CAMERA_S = 0.5
