@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from molmoact2_ros.benchmarking.views import truth
+from molmoact2_ros.benchmarking.views.report import BEGIN, page, placed
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.rendering.body import Body
@@ -254,3 +255,12 @@ def test_rays_go_through_the_middles_of_their_cells() -> None:
     assert rays.shape == (2, 2, 3)
     np.testing.assert_allclose(rays[..., 2], 1.0)
     np.testing.assert_allclose(rays[0, 0, :2], -rays[1, 1, :2], atol=1e-9)
+
+
+def test_the_bench_replaces_its_own_part_of_the_page_and_no_other() -> None:
+    errors = [truth.PathError("so101", "front", 30, 0.1, 0.3)]
+    fitted = {"so101": [truth.DepthError("arm", 6, 1.0, 0.9, 1.1)]}
+    first = placed("# Views\n\nFrom elsewhere.\n", page(errors, [], None, fitted, []))
+    again = placed(first + "\nAlso from elsewhere.\n", page(errors, errors, None, fitted, []))
+    assert again.count(BEGIN) == 1 and "| so101 | front | 30 | 0.10 | 0.30 | 0.10 | 0.30 |" in again
+    assert "\nFrom elsewhere." in again and "Also from elsewhere." in again

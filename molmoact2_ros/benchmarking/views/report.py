@@ -61,7 +61,7 @@ def page(
         "released VQ-VAE codes it (10 x 10 codes, 320 x 320 pixels), decoded, and fitted. Error of the fitted distance",
         "against the simulator's over all pixels that have one (floor and walls too), over those nearer than",
         f"{NEAR_M} m, and the error that the fit says of itself; medians, cm. A depth camera shows what is left when",
-        "everything is known: the error of the coding.",
+        "everything is known: the error of the coding. The cameras are shaken, as above.",
         "",
         "| robot | fitted to | images | all | near | said |",
         "|---|---|---|---|---|---|",
