@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ DEFAULTS = Options()
 QUIETER: dict[str, dict[str, Value]] = {"episode_node": {"status_hz": 0.2}}
 """The command line draws a live line from its status; here every one is a line on the screen."""
 DISCOVERY_RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+STATE_PUBLISHER = "robot_state_publisher"
+DISCOVERY_S = 3.0
+"""How long to look for the model's publisher before it counts as not there: discovery takes up to 2.2 s."""
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+"""Views written for RViz; they go when launch ends."""
 TF = [("/tf", "tf"), ("/tf_static", "tf_static")]
 BOOL = ("true", "false")
 
@@ -120,6 +126,12 @@ RECORD_ARGUMENTS = (
 )
 RVIZ_ARGUMENTS = (
     _ROBOT,
+    Argument(
+        "model",
+        "auto",
+        "Start robot_state_publisher and publish where the cameras are; auto: what of it is not there yet.",
+        ("auto", *BOOL),
+    ),
     Argument("sim", "true", "Cameras of the simulated cell; false: of the config's calibration file.", BOOL),
     *_COMMON,
 )
@@ -193,40 +205,76 @@ def rviz_launch() -> LaunchDescription:
 
     def actions(values: dict[str, str]) -> list[Any]:
         options = options_of(values)
-        return [*model_actions(options, values), rviz_action(options, values)]
+        view = rviz_action(options, values)
+        if values["model"] == "false":
+            return [view]
+        there: frozenset[str] = frozenset()
+        if values["model"] == "auto":
+            there = nodes_there(namespace_of(options), values["network"] == "true")
+        return [*model_actions(options, values, there), view]
 
     return _description(RVIZ_ARGUMENTS, actions)
 
 
-def model_actions(options: Options, values: Mapping[str, str]) -> list[Any]:
-    """robot_state_publisher, and the frames of the cameras."""
+def nodes_there(namespace: str, network: bool) -> frozenset[str]:
+    """Names of the nodes that run in `namespace`, and `STATE_PUBLISHER` where anybody publishes its description."""
+    import rclpy
+    from rclpy.context import Context
+
+    # What `_discovery` says takes effect only when launch goes on; this looks as far already.
+    os.environ[DISCOVERY_RANGE] = "SUBNET" if network else os.environ.get(DISCOVERY_RANGE, "LOCALHOST")
+    context = Context()
+    rclpy.init(context=context)
+    try:
+        node = rclpy.create_node("rviz_launch", namespace=namespace, context=context)
+        description = f"{namespace.rstrip('/')}/robot_description"
+        deadline = time.monotonic() + DISCOVERY_S
+        while not node.count_publishers(description) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        published = bool(node.count_publishers(description))
+        time.sleep(1.0 if published else 0.0)  # the publishers of the cameras' frames are processes of their own
+        found = {name for name, place in node.get_node_names_and_namespaces() if place == (namespace or "/")}
+        node.destroy_node()
+    finally:
+        rclpy.shutdown(context=context)
+    return frozenset(found | {STATE_PUBLISHER}) if published else frozenset(found - {STATE_PUBLISHER})
+
+
+def model_actions(options: Options, values: Mapping[str, str], there: Set[str] = frozenset()) -> list[Any]:
+    """robot_state_publisher, and the frames of the cameras; without the nodes that are `there` already: a transform
+    from two publishers makes RViz flicker."""
     _need("robot_state_publisher", "model:=false leaves the model out")
     _need("tf2_ros", "model:=false leaves the model out")
-    namespace, time = namespace_of(options), {"use_sim_time": values["use_sim_time"] == "true"}
-    urdf = robot_description(embodiment(options.robot), values["meshes"] == "true")
-    found = [
-        Node(
-            package="robot_state_publisher",
-            executable="robot_state_publisher",
-            namespace=namespace,
-            parameters=[{"robot_description": ParameterValue(urdf, value_type=str), **time}],
-            remappings=TF,
+    namespace, time_ = namespace_of(options), {"use_sim_time": values["use_sim_time"] == "true"}
+    found = []
+    if STATE_PUBLISHER not in there:
+        urdf = robot_description(embodiment(options.robot), values["meshes"] == "true")
+        found.append(
+            Node(
+                package=STATE_PUBLISHER,
+                executable=STATE_PUBLISHER,
+                namespace=namespace,
+                parameters=[{"robot_description": ParameterValue(urdf, value_type=str), **time_}],
+                remappings=TF,
+            )
         )
-    ]
     for frame in camera_frames(options):
+        name = f"{frame.child}_publisher"
+        if name in there:
+            continue
         w, x, y, z = frame.wxyz
         turn = zip(("x", "y", "z", "qx", "qy", "qz", "qw"), (*frame.xyz, x, y, z, w), strict=True)
         found.append(
             Node(
                 package="tf2_ros",
                 executable="static_transform_publisher",
-                name=f"{frame.child}_publisher",
+                name=name,
                 namespace=namespace,
                 arguments=[
                     *(part for key, value in turn for part in (f"--{key}", f"{value:.9g}")),
                     *("--frame-id", frame.parent, "--child-frame-id", frame.child),
                 ],
-                parameters=[time],
+                parameters=[time_],
                 remappings=TF,
             )
         )
@@ -241,7 +289,9 @@ def rviz_action(options: Options, values: Mapping[str, str]) -> Any:
     if namespace != f"/{robot.family}" or robot.name != robot.family:
         text = view.read_text().replace(f"/{robot.family}/", f"{namespace.rstrip('/')}/")
         text = text.replace(embodiment(robot.family).base_link, robot.base_link)
-        view = Path(tempfile.mkdtemp(prefix="molmoact2_rviz_")) / view.name
+        folder = tempfile.TemporaryDirectory(prefix="molmoact2_rviz_")
+        _FOLDERS.append(folder)
+        view = Path(folder.name) / view.name
         view.write_text(text)
     return Node(
         package="rviz2",

@@ -24,7 +24,7 @@ Value = bool | int | float | str | list[str] | list[float]
 
 ROOMS = {
     **dict.fromkeys(("sim_node", "expert_node", "episode_node", "film_node"), "nodes.sim"),
-    **dict.fromkeys(("drill_node", "unasked_node", "replay_node", "probe_node"), "nodes.bench"),
+    **dict.fromkeys(("drill_node", "unasked_node", "replay_node", "probe_node", "onlooker_node"), "nodes.bench"),
 }
 """Where a node's module is; all others are in `nodes`."""
 

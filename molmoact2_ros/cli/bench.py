@@ -32,6 +32,14 @@ def add(commands: Commands) -> None:
     robots.add_argument("--page", default="benchmarks/robots.md", metavar="FILE", help="page to write (%(default)s)")
     robots.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     robots.set_defaults(run=_robots)
+    views = benches.add_parser("views", help="what is drawn against the simulator, and what drawing costs")
+    views.add_argument("--images", type=int, default=12, metavar="N", help="placements for each figure (%(default)s)")
+    views.add_argument("--seed", type=int, default=1000, help="where the placements come from (%(default)s)")
+    views.add_argument(
+        "--seconds", type=float, default=30.0, metavar="S", help="of each run that costs are measured in; 0: none"
+    )
+    views.add_argument("--page", default="benchmarks/views.md", metavar="FILE", help="page to write (%(default)s)")
+    views.set_defaults(run=_views)
     policy = benches.add_parser("policy", help="one call of the policy by stage, every backend, with and without depth")
     policy.add_argument(
         "--size", choices=("small", "mid", "full"), default="small", help="random model; full: on a GPU (%(default)s)"
@@ -97,6 +105,15 @@ def _cells(arguments: argparse.Namespace) -> int:
 
     check_renderer()
     print(f"written: {shown(str(bench_cells(arguments.episodes, arguments.seed, Path(arguments.page))))}")
+    return OK
+
+
+def _views(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.views.bench import bench_views
+
+    check_renderer()
+    written = bench_views(arguments.images, arguments.seed, arguments.seconds, Path(arguments.page))
+    print(f"written: {shown(str(written))}")
     return OK
 
 

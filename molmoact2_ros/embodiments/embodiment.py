@@ -90,7 +90,7 @@ class Embodiment(ABC):
         max_first_step: largest distance of the first executed row from the measured position, (dof,), rad.
         rest_position: a safe pose near the median of the training states, (dof,), rad.
         limits: see `JointLimits`.
-        base_link: the root link of the robot's URDF, the frame of tips, workspaces and markers.
+        base_link: the link of the robot's URDF that stands in the cell, the frame of tips, workspaces and markers.
         wrist_links: for each arm the link that its last arm joint moves; a wrist camera is fixed to it.
         workspaces: for each arm where its tip may be.
         moved_by_hand: what a user does to move a joint by hand that the arm may not move by itself, an order.
@@ -126,6 +126,13 @@ class Embodiment(ABC):
     def dof(self) -> int:
         """Number of joints in ROS order, grippers included."""
         return len(self.joint_names)
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """What each arm is called: `left` of left_joint1, left_joint2 and so on; of a robot with one `arm`."""
+        if len(self.arms) == 1:
+            return ("arm",)
+        return tuple(self.joint_names[arm][0].split("_")[0] for arm in self.arms)
 
     @cached_property
     def chains(self) -> tuple[tuple[Chain, tuple[int, ...]], ...]:

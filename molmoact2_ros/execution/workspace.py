@@ -35,7 +35,7 @@ class WorkspaceGuard:
             )
         self._robot, self._limits, self._period_s = robot, limits, period_s
         self._joints = [np.array(joints) for _, joints in robot.chains]
-        self._names = ["arm"] if len(boxes) == 1 else [_arm_name(robot, joints) for joints in self._joints]
+        self._names = ["arm"] if len(boxes) == 1 else [f"{name} arm" for name in robot.arm_names]
         self._lower = np.array([box.lower for box in boxes], dtype=np.float64)
         self._upper = np.array([box.upper for box in boxes], dtype=np.float64)
         self._reach = [_reach(robot, arm) for arm in range(len(boxes))]
@@ -139,11 +139,6 @@ class WorkspaceGuard:
             f"workspace: the tip of the {self._names[arm]} would be at {AXES[axis]} {tips[i, axis]:.3f} m, "
             f"outside its {side} {limit:.3f} m"
         )
-
-
-def _arm_name(robot: Embodiment, joints: NDArray[np.int_]) -> str:
-    """`left arm` of left_joint1, left_joint2 and so on."""
-    return robot.joint_names[int(joints[0])].split("_")[0] + " arm"
 
 
 def _reach(robot: Embodiment, arm: int) -> Array:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 CODEBOOK_FILE = "depth_codebook.safetensors"
 VQVAE_FILE = "vae-final.pt"
 VQVAE_SOURCE = "allenai/MolmoAct-7B-D-0812"
+HOW_TO_GET = (
+    f"Released checkpoints need {VQVAE_FILE} of {VQVAE_SOURCE}: hf download {VQVAE_SOURCE} {VQVAE_FILE} --local-dir "
+    f"DIR, and in a parameter file for the visualizer depth_decoder: DIR/{VQVAE_FILE}"
+)
+"""For people whose depth cannot be decoded."""
 NEAREST_M = 0.01
 """A distance below this counts as this."""
 
@@ -182,7 +187,7 @@ def load_depth_decoder(checkpoint_dir: str | Path) -> DepthDecoder:
         return VqVaeDecoder(content["weights"])
     raise FileNotFoundError(
         f"no depth decoder in {path}: expected {CODEBOOK_FILE} (small checkpoints) or {VQVAE_FILE} "
-        f"(released checkpoints). Codes are still recorded; for images put {VQVAE_FILE} of {VQVAE_SOURCE} there"
+        f"(released checkpoints). {HOW_TO_GET}. Codes are recorded all the same"
     )
 
 

@@ -9,19 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.rendering.overlay import (
-    DARK,
-    DIM,
-    FONT,
-    WHITE,
-    Colour,
-    RgbImage,
-    fitted,
-    milliseconds,
-    shade,
-    state_colour,
-    text,
-)
+from molmoact2_ros.rendering.colours import CHANGED, DARK, DIM, WHITE, Colour, state_colour
+from molmoact2_ros.rendering.overlay import FONT, RgbImage, fitted, milliseconds, shade, text
 
 WIDTH, HEIGHT = 1280, 520
 _HEADER = 40
@@ -94,7 +83,7 @@ def montage(
 def _draw_header(region: RgbImage, caption: Caption) -> None:
     x = 12 + text(region, caption.title, (12, 26), 0.6, WHITE, 1) + 18
     if caption.task:
-        text(region, fitted(f'"{caption.task}"', 820 - x, 0.55), (x, 26), 0.55, (255, 225, 90))
+        text(region, fitted(f'"{caption.task}"', 820 - x, 0.55), (x, 26), 0.55, CHANGED)
     if caption.finished:
         count = f"{caption.successes} of {caption.finished} picked"
         width = cv2.getTextSize(count, FONT, 0.55, 1)[0][0]

@@ -8,25 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact2_ros.rendering.colours import CHANGED, DARK, DIM, EARLIER, EXECUTED, WHITE, Colour, ramp, state_colour
+
 Array = NDArray[np.float64]
 RgbImage = NDArray[np.uint8]
-Colour = tuple[int, int, int]
 
-WHITE: Colour = (245, 245, 245)
-DIM: Colour = (165, 170, 180)
-DARK: Colour = (18, 20, 24)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-# From now to the end of the horizon. None of these is the colour of wood, of a red cube or of an orange finger.
-_RAMP = np.array([[0, 255, 220], [40, 140, 255], [225, 60, 255]], dtype=np.float64)
-_STATES: dict[str, Colour] = {
-    "TRACKING": (70, 215, 110),
-    "HOLDING": (90, 170, 255),
-    "DISARMED": (160, 165, 172),
-    "UNCONFIGURED": (160, 165, 172),
-    "STOPPING": (255, 180, 60),
-    "FAULT": (255, 75, 75),
-    "ESTOPPED": (255, 75, 75),
-}
 _SUBPIXEL = 4
 """Fractional bits of the coordinates that OpenCV draws at."""
 
@@ -45,27 +32,67 @@ class ImagePath:
 
 
 @dataclass(frozen=True)
+class ImageHistory:
+    """What lies around the path in an image; pixels (n, 2) as those of an `ImagePath`.
+
+    Attributes:
+        executed: where each tip has been, the oldest first.
+        earlier: what earlier chunks said of the time to come, each with its freshness, 0 to 1; the oldest first.
+    """
+
+    executed: tuple[Array, ...] = ()
+    earlier: tuple[tuple[float, Array], ...] = ()
+
+
+@dataclass(frozen=True)
 class Legend:
     """What the corner of an overlay says; None stands for not known."""
 
     task: str = ""
     state: str = ""
+    driven_by: str = ""
     chunk_age_s: float | None = None
     latency_s: float | None = None
     horizon_s: float | None = None
 
 
-def ramp(fraction: float) -> Colour:
-    """Colour of a row at `fraction` of the horizon, 0 now to 1 its end."""
-    position = min(max(fraction, 0.0), 1.0) * (len(_RAMP) - 1)
-    low = min(int(position), len(_RAMP) - 2)
-    r, g, b = _RAMP[low] + (position - low) * (_RAMP[low + 1] - _RAMP[low])
-    return int(r), int(g), int(b)
+def _fixed(picture: RgbImage, pixels: Array, scale: float) -> tuple[list[tuple[int, int]], NDArray[np.bool_]]:
+    """`pixels` (n, 2) in OpenCV's fixed-point coordinates, and which can be drawn."""
+    pixels = np.asarray(pixels, dtype=np.float64).reshape(-1, 2) * scale
+    # Far outside, OpenCV's fixed-point coordinates overflow into the image.
+    drawable = np.all(np.isfinite(pixels), axis=1) & np.all(
+        np.abs(np.nan_to_num(pixels)) < 8.0 * max(picture.shape), axis=1
+    )
+    fixed = np.where(drawable[:, None], pixels * (1 << _SUBPIXEL), 0.0).astype(np.int32)
+    return [(int(x), int(y)) for x, y in fixed], drawable
 
 
-def state_colour(state: str) -> Colour:
-    """Colour that stands for a state of the executor."""
-    return _STATES.get(state.upper(), DIM)
+def draw_history(picture: RgbImage, history: ImageHistory, scale: float = 1.0) -> None:
+    """Draw the earlier chunks, fading with age, and the way come, in place."""
+
+    def line(pixels: Array, colour: Colour, strength: float) -> None:
+        whole, drawable = _fixed(picture, pixels, scale)
+        kept = [whole[i] for i in np.flatnonzero(drawable)]
+        if len(kept) < 2:
+            return
+        # Only the part of the image with the line in it is blended: most lines are short.
+        corners = np.array([np.min(kept, axis=0), np.max(kept, axis=0)]) >> _SUBPIXEL
+        left, top = np.maximum(corners[0] - 3, 0)
+        right, bottom = np.minimum(corners[1] + 4, (picture.shape[1], picture.shape[0]))
+        if left >= right or top >= bottom:
+            return
+        region = picture[top:bottom, left:right]
+        drawn = region.copy()
+        moved = [(x - (int(left) << _SUBPIXEL), y - (int(top) << _SUBPIXEL)) for x, y in whole]
+        for i in range(len(moved) - 1):
+            if drawable[i] and drawable[i + 1]:
+                cv2.line(drawn, moved[i], moved[i + 1], colour, 2, cv2.LINE_AA, _SUBPIXEL)
+        region[...] = cv2.addWeighted(drawn, strength, region, 1.0 - strength, 0.0)
+
+    for freshness, pixels in history.earlier:
+        line(pixels, EARLIER, 0.15 + 0.5 * freshness)
+    for pixels in history.executed:
+        line(pixels, EXECUTED, 0.6)
 
 
 def draw_path(picture: RgbImage, path: ImagePath, now_row: float, scale: float = 1.0) -> None:
@@ -74,14 +101,8 @@ def draw_path(picture: RgbImage, path: ImagePath, now_row: float, scale: float =
     `now_row` is the row whose time is now: what lies before it is faded. The size of the dots is the opening of the
     gripper. `scale` is the image's size over the camera's. Rows behind the camera leave a gap.
     """
-    pixels = np.asarray(path.pixels, dtype=np.float64) * scale
-    rows = len(pixels)
-    # Far outside, OpenCV's fixed-point coordinates overflow into the image.
-    drawable = np.all(np.isfinite(pixels), axis=1) & np.all(
-        np.abs(np.nan_to_num(pixels)) < 8.0 * max(picture.shape), axis=1
-    )
-    fixed = np.where(drawable[:, None], pixels * (1 << _SUBPIXEL), 0.0).astype(np.int32)
-    whole = [(int(x), int(y)) for x, y in fixed]
+    whole, drawable = _fixed(picture, path.pixels, scale)
+    rows = len(whole)
     first = int(np.clip(np.ceil(now_row), 0, rows))
     span = max(rows - 1 - first, 1)
 
@@ -118,7 +139,7 @@ def draw_updated_cells(picture: RgbImage, updated: NDArray[np.bool_], strength: 
     for row, column in np.argwhere(updated):
         corner = (int(column * width / grid) + 2, int(row * height / grid) + 2)
         opposite = (int((column + 1) * width / grid) - 3, int((row + 1) * height / grid) - 3)
-        cv2.rectangle(drawn, corner, opposite, (255, 225, 90), 1, cv2.LINE_AA)
+        cv2.rectangle(drawn, corner, opposite, CHANGED, 1, cv2.LINE_AA)
     cv2.addWeighted(drawn, strength, picture, 1.0 - strength, 0.0, dst=picture)
 
 
@@ -160,7 +181,8 @@ def draw_legend(picture: RgbImage, legend: Legend) -> None:
     x = 10
     if legend.state:
         cv2.circle(picture, (x + 4, height - 11), 4, state_colour(legend.state), -1, cv2.LINE_AA)
-        x += 14 + text(picture, legend.state.lower(), (x + 14, height - 7), 0.42, state_colour(legend.state)) + 16
+        words = legend.state.lower() + (f", {legend.driven_by} drives" if legend.driven_by else "")
+        x += 14 + text(picture, words, (x + 14, height - 7), 0.42, state_colour(legend.state)) + 16
     ages = f"chunk {milliseconds(legend.chunk_age_s)}   latency {milliseconds(legend.latency_s)}"
     text(picture, ages, (x, height - 7), 0.42, DIM)
     if legend.horizon_s is not None:
@@ -187,8 +209,10 @@ def overlay(
     updated: NDArray[np.bool_] | None = None,
     legend: Legend | None = None,
     scale: int = 2,
+    history: ImageHistory | None = None,
 ) -> RgbImage:
-    """New image (h * scale, w * scale, 3) of `rgb` (h, w, 3) with the paths, the outlined cells and the legend."""
+    """New image (h * scale, w * scale, 3) of `rgb` (h, w, 3) with the paths and what lies around them, the outlined
+    cells and the legend."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"a camera image must be uint8 (h, w, 3), got {rgb.dtype} {rgb.shape}")
     height, width = rgb.shape[:2]
@@ -198,6 +222,8 @@ def overlay(
     )
     if updated is not None:
         draw_updated_cells(picture, updated)
+    if history is not None:
+        draw_history(picture, history, float(scale))
     for path in paths:
         draw_path(picture, path, now_row, float(scale))
     if legend is not None:

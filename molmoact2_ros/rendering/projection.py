@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +15,9 @@ Array = NDArray[np.float64]
 
 NEAREST_M = 0.01
 """A point nearer to the camera plane than this is not drawn: its pixel is meaningless."""
+MOST_POINTS = 60_000
+_EDGE = 0.08
+"""Neighbours whose depths differ by more, share of the distance, belong to different things."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,42 @@ def project(points: Array, calibration: CameraCalibration, pose: Array) -> tuple
     return pixels, in_front
 
 
-def points_of_depth(depth: NDArray[np.float32], calibration: CameraCalibration) -> NDArray[np.float32]:
-    """Points (h * w, 3) in the optical frame of an image `depth` (h, w) of distances along the optical axis, m.
-
-    The image covers the camera's whole view, squashed to its own shape, as the model saw it.
-    """
-    height, width = depth.shape
+def camera_rays(calibration: CameraCalibration, height: int, width: int) -> Array:
+    """Directions (height, width, 3), z 1, in the optical frame through the cells of a grid over the whole view."""
     u, v = np.meshgrid(
         (np.arange(width) + 0.5) * calibration.width / width, (np.arange(height) + 0.5) * calibration.height / height
     )
     k = np.asarray(calibration.k)
     flat = undistorted(np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1]], axis=-1), calibration.d)
-    rays = np.concatenate([flat, np.ones_like(u)[..., None]], axis=-1)
-    return (rays * depth[..., None]).reshape(-1, 3).astype(np.float32)
+    return np.concatenate([flat, np.ones_like(u)[..., None]], axis=-1)
+
+
+def points_of_depth(depth: NDArray[np.float32], calibration: CameraCalibration) -> NDArray[np.float32]:
+    """Points (h * w, 3) in the optical frame of an image `depth` (h, w) of distances along the optical axis, m.
+
+    The image covers the camera's whole view, squashed to its own shape, as the model saw it.
+    """
+    return (camera_rays(calibration, *depth.shape) * depth[..., None]).reshape(-1, 3).astype(np.float32)
+
+
+def refined_depth(depth: NDArray[np.float32], calibration: CameraCalibration, spacing_m: float) -> NDArray[np.float32]:
+    """`depth` (h, w), m, with so many values that neighbouring points are about `spacing_m` apart: a cloud of points of
+    that size has no holes, near or far. Never fewer values than given, and at most `MOST_POINTS` in all.
+
+    Between values that belong together it is even; at an edge it stays what one of the two says.
+    """
+    good = np.isfinite(depth)
+    if not good.any():
+        return depth
+    across = float(np.percentile(depth[good], 75.0)) * calibration.width / (depth.shape[1] * calibration.k[0, 0])
+    times = int(np.clip(np.ceil(across / spacing_m), 1, max(1, int(np.sqrt(MOST_POINTS / depth.size)))))
+    if times == 1:
+        return depth
+    size = (depth.shape[1] * times, depth.shape[0] * times)
+    known = np.where(good, depth, 0.0).astype(np.float32)
+    around = np.ones((3, 3), np.uint8)
+    edge = cv2.dilate(known, around) - cv2.erode(known, around) > _EDGE * known  # what is unknown has one, too
+    stepped = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
+    even = cv2.resize(depth, size, interpolation=cv2.INTER_LINEAR)
+    close = cv2.resize(edge.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) == 0
+    return np.asarray(np.where(close, even, stepped), dtype=np.float32)

@@ -6,6 +6,7 @@ real ones take it was tried by hand with both packages from source.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import runpy
@@ -15,11 +16,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from ros_process import Companion
+from std_msgs.msg import String
 
 from molmoact2_ros.bringup.ending import ENDS_AFTER, LAUNCHER, RESTARTS, OnEnd
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import nodes
 from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.ros.qos import LATCHED
 from molmoact2_ros.share import bundled_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -211,8 +215,44 @@ def test_a_recorder_and_a_view_start_beside_a_running_robot(launching: Any) -> N
     assert parameters["directory"] == "/bags"
     assert parameters["autostart_recording"] is False
     assert parameters["use_sim_time"] is True
-    view = launched(from_file("rviz"), robot="franka")
+    view = launched(from_file("rviz"), robot="franka", model="true")
     assert {n["package"] for n in view.nodes} == {"robot_state_publisher", "tf2_ros", "rviz2"}
+    assert {n["package"] for n in launched(from_file("rviz"), robot="franka", model="false").nodes} == {"rviz2"}
+
+
+def test_a_view_beside_a_robot_starts_of_the_model_only_what_is_not_there(
+    launching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(there: set[str]) -> list[str]:
+        monkeypatch.setattr(launching, "nodes_there", lambda namespace, network: frozenset(there))
+        return sorted(n.get("name", n["package"]) for n in launched(from_file("rviz"), robot="so101").nodes)
+
+    frames = ["front_optical_frame_publisher", "wrist_optical_frame_publisher"]
+    assert started(set()) == [frames[0], "robot_state_publisher", "rviz2", frames[1]]
+    assert started({"robot_state_publisher", *frames}) == ["rviz2"]
+    assert started({"robot_state_publisher", frames[0]}) == ["rviz2", frames[1]]
+
+
+def test_the_model_that_is_there_is_found(launching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "DISCOVERY_S", 10.0)  # it ends as soon as the publisher is found
+    monkeypatch.setenv(launching.DISCOVERY_RANGE, "LOCALHOST")
+    with Companion(namespace="/here") as robot:
+        robot.node.create_publisher(String, "robot_description", LATCHED)
+        found = launching.nodes_there("/here", False)
+        assert launching.STATE_PUBLISHER in found and robot.node.get_name() in found
+        monkeypatch.setattr(launching, "DISCOVERY_S", 0.5)
+        assert launching.STATE_PUBLISHER not in launching.nodes_there("/elsewhere", False)
+
+
+def test_a_view_that_is_written_for_a_namespace_goes_with_the_launch(launching: Any) -> None:
+    launched(from_file("rviz"), robot="so101", namespace="here", model="false")
+    (folder,) = launching._FOLDERS
+    place = Path(folder.name)
+    assert list(place.iterdir())
+    launching._FOLDERS.clear()
+    del folder
+    gc.collect()
+    assert not place.exists(), "the folder goes with its last holder, at the latest when launch ends"
 
 
 def test_a_node_that_fails_ends_the_launch_with_a_status_and_one_that_is_done_does_not(launching: Any) -> None:
@@ -263,7 +303,7 @@ def test_the_users_file_lies_on_top_and_arguments_that_cannot_be_used_are_named(
     with pytest.raises(ValueError, match=r"cannot read the parameter file /nonexistent\.yaml"):
         launched(from_file("so101"), config="/nonexistent.yaml")
     with pytest.raises(ValueError, match=r"cannot read the parameter file /nonexistent\.yaml"):
-        launched(from_file("rviz"), config="/nonexistent.yaml")
+        launched(from_file("rviz"), config="/nonexistent.yaml", model="true")
     with pytest.raises(ValueError, match="episodes:=many is no whole number"):
         launched(from_file("so101"), episodes="many")
 

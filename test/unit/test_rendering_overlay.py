@@ -11,8 +11,9 @@ import pytest
 from molmoact2_ros.cameras.calibration import CameraCalibration, load_calibrations
 from molmoact2_ros.cameras.cell_cameras import camera_calibration
 from molmoact2_ros.embodiments.so101 import SO101
+from molmoact2_ros.rendering.colours import ramp
 from molmoact2_ros.rendering.montage import Caption, canvas_shape, montage
-from molmoact2_ros.rendering.overlay import ImagePath, Legend, overlay, ramp
+from molmoact2_ros.rendering.overlay import ImagePath, Legend, overlay
 from molmoact2_ros.rendering.projection import camera_pose, points_of_depth, project, tip_paths
 from molmoact2_ros.simulation.so101_scene import scene_xml
 

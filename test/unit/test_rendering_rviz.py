@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from molmoact2_ros.embodiments import embodiment
+from molmoact2_ros.nodes.ros.scene_markers import path_topics
+from molmoact2_ros.nodes.ros.visualizer_parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 ROBOTS = ("franka", "so101", "yam")
@@ -38,12 +40,16 @@ def manager(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def published(robot: str) -> dict[str, tuple[str, str]]:
-    """Topic -> (message type, QoS) of every `output(Type, "topic", QOS)` in the visualizer, cameras filled in."""
-    source = (ROOT / "molmoact2_ros" / "nodes" / "visualizer_node.py").read_text()
-    found = {}
+    """Topic -> (message type, QoS) of all that the source of the visualizer and its parts publish."""
+    nodes = ROOT / "molmoact2_ros" / "nodes"
+    files = (nodes / "visualizer_node.py", nodes / "ros/depth_views.py", nodes / "ros/scene_markers.py")
+    source = "".join(file.read_text() for file in files)
+    found = {f"/{robot}/{topic}": ("Path", "NEWEST") for topic in path_topics(embodiment(robot))}
     for kind, topic, qos in re.findall(r'output\((\w+), f?"([^"]+)", (\w+)\)', source):
         for camera in embodiment(robot).camera_names:
             found[f"/{robot}/" + topic.replace("{camera}", camera)] = (kind, qos)
+    for kind, topic in re.findall(r'LatchedOutput\(\w+, (\w+), "([^"]+)"\)', source):
+        found[f"/{robot}/{topic}"] = (kind, "LATCHED")
     return found
 
 
@@ -57,7 +63,7 @@ def test_classes_are_those_of_rviz(view: dict[str, Any], manager: dict[str, Any]
     assert manager["Views"]["Current"]["Class"] == "rviz_default_plugins/Orbit"
     assert manager["Transformation"]["Current"]["Class"] == "rviz_default_plugins/TF"
     for panel in view["Panels"]:
-        assert panel["Class"] in ("rviz_common/Displays", "rviz_common/Views")
+        assert panel["Class"] in ("rviz_common/Displays",)
 
 
 def test_every_topic_is_published_with_that_type_and_qos(robot: str, manager: dict[str, Any]) -> None:
@@ -72,12 +78,14 @@ def test_every_topic_is_published_with_that_type_and_qos(robot: str, manager: di
                 continue
             kind, qos = outputs[name]
             assert kind == TYPES[display["Class"].split("/")[1]], name
-            # A reliable subscription to a best-effort publisher gets nothing.
-            assert topic["Reliability Policy"] == ("Best Effort" if qos == "SENSOR" else "Reliable"), name
-            assert topic["Durability Policy"] == "Volatile", name
+            # What a user adds by hand is reliable: a best-effort publisher would leave it empty.
+            assert (topic["Reliability Policy"], topic["Depth"]) == ("Reliable", 1), name
+            assert qos in ("NEWEST", "LATCHED"), name
+            assert topic["Durability Policy"] == ("Transient Local" if qos == "LATCHED" else "Volatile"), name
             shown.add(name)
     overlays = {f"overlay/{camera}" for camera in embodiment(robot).camera_names}
-    expected = {"markers", "path", "depth_points", "depth_colour"} | overlays
+    expected = {"markers", "state_markers", "depth_points", "depth_colour", "legend"} | overlays
+    expected |= {topic.removeprefix("visualization/") for topic in path_topics(embodiment(robot))}
     assert shown == {f"/{robot}/visualization/{name}" for name in expected}
 
 
@@ -90,3 +98,20 @@ def test_fixed_frame_is_the_base_of_the_model(robot: str, manager: dict[str, Any
 def test_names_of_displays_are_distinct(manager: dict[str, Any]) -> None:
     names = [entry["Name"] for entry in manager["Displays"]]
     assert len(set(names)) == len(names)
+
+
+def test_the_window_has_a_place_for_every_image(view: dict[str, Any], manager: dict[str, Any]) -> None:
+    """Qt finds a dock by its name: one that the window's state does not name opens at the left, small."""
+    images = [entry["Name"] for entry in manager["Displays"] if entry["Class"] == "rviz_default_plugins/Image"]
+    state = bytes.fromhex(str(view["Window Geometry"]["QMainWindow State"]))
+    for name in ("Displays", *images):
+        letters = name.encode("utf-16-be")
+        assert len(letters).to_bytes(4, "big") + letters in state, name
+        assert view["Window Geometry"][name] == {"collapsed": False}
+    assert "Views" not in view["Window Geometry"]
+
+
+def test_points_leave_no_holes(manager: dict[str, Any]) -> None:
+    (cloud,) = (entry for entry in manager["Displays"] if entry["Class"] == "rviz_default_plugins/PointCloud2")
+    (apart,) = (parameter.default for parameter in PARAMETERS if parameter.name == "point_size_m")
+    assert apart <= cloud["Size (m)"] <= 2 * apart

@@ -47,7 +47,11 @@ def test_robot_state_publisher_finds_one_tree(name: str) -> None:
             found.append(str(element.get("link")))
     assert len(set(ends["child"])) == len(ends["child"]), "a link hangs on two joints"
     assert set(ends["parent"]) | set(ends["child"]) == set(links)
-    assert set(links) - set(ends["child"]) == {robot.base_link}
+    (top,) = set(links) - set(ends["child"])
+    (standing,) = (joint for joint in joints.values() if joint.find("parent").get("link") == top)  # type: ignore
+    assert standing.find("child").get("link") == robot.base_link and standing.get("type") == "fixed"  # type: ignore
+    assert standing.find("origin") is None, "the base is where the root is"
+    assert root.find(f"link[@name='{top}']/inertial") is None, "kdl_parser warns of an inertia on the root"
     assert set(robot.wrist_links) <= set(links)
     for joint in joints.values():
         if joint.get("type") in ("revolute", "prismatic"):
@@ -175,7 +179,7 @@ def test_the_jaw_of_the_so101_opens_away_from_the_fixed_jaw() -> None:
 
 def test_a_robotiq_arm_has_no_franka_hand() -> None:
     names = [link.get("name") for link in tree(embodiment("panda_robotiq")).findall("link")]
-    assert names == [f"panda_link{i}" for i in range(9)]
+    assert names == ["root", *(f"panda_link{i}" for i in range(9))]
 
 
 # -- meshes ---------------------------------------------------------------------------------------------------------

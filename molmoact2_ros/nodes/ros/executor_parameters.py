@@ -101,7 +101,7 @@ def config_of(robot: Embodiment, param: Callable[[str], Any]) -> ExecutorConfig:
         rate_hz=float(param("command_rate_hz")),
         lead_s=float(param("trajectory_lead_s")) if param("output") == "joint_trajectory" else 0.0,
         start_pose=pose if len(pose) > 1 else (),
-        workspaces=_workspaces(robot, param("workspace_lower"), param("workspace_upper")),
+        workspaces=workspaces_of(robot, param("workspace_lower"), param("workspace_upper")),
         **values,
     )
 
@@ -117,7 +117,12 @@ def _check_outputs(robot: Embodiment, param: Callable[[str], Any]) -> None:
         )
 
 
-def _workspaces(robot: Embodiment, lower: list[float], upper: list[float]) -> tuple[Workspace, ...] | None:
+def workspaces_of(robot: Embodiment, lower: list[float], upper: list[float]) -> tuple[Workspace, ...] | None:
+    """The boxes that `workspace_lower` and `workspace_upper` say; None for the robot's own.
+
+    Raises:
+        ValueError: there are too many or too few values, or a corner is on the wrong side of the other.
+    """
     if len(lower) <= 1 and len(upper) <= 1:
         return None
     arms = len(robot.arms)

@@ -84,6 +84,22 @@ def rgb_from_compressed(message: CompressedImage) -> NDArray[np.uint8]:
     return rgb_of_compressed(np.frombuffer(message.data, dtype=np.uint8), message.format)
 
 
+def metres_from_image(message: Image) -> NDArray[np.float32]:
+    """Distances (height, width), m, of a depth image as depth cameras publish it; 0 or NaN where unknown.
+
+    Raises:
+        ValueError: neither 32FC1 (m) nor 16UC1 (mm), or a size that does not fit the data.
+    """
+    kinds = {"32FC1": ("f4", 1.0), "16UC1": ("u2", 1e-3)}
+    if message.encoding not in kinds:
+        raise ValueError(f"expected a depth image of {' or '.join(kinds)}, got {message.encoding!r}")
+    kind, unit = kinds[message.encoding]
+    values = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    rows = rows_of(data, message.height, message.width * values.itemsize, message.step)
+    return np.asarray(np.ascontiguousarray(rows).view(values) * np.float32(unit), dtype=np.float32)
+
+
 def grid_from_image(message: Image) -> NDArray[np.uint8]:
     """The cells (side, side) of a mono8 image, whatever the grid's size.
 

@@ -1,0 +1,1 @@
+"""How right what is drawn is, and what drawing it costs."""
