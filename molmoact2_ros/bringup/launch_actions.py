@@ -96,6 +96,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
         Argument("cameras", "", f"Of a robot, <name>=<source> with commas between: {camera_example(family)}."),
         *_COMMON,
         Argument("visualize", "true", "Start the visualizer.", BOOL),
+        Argument("panel", "false", "Serve the operator's panel to a browser on this machine.", BOOL),
         Argument("model", "true", "Start robot_state_publisher and publish where the cameras are.", BOOL),
         Argument("rviz", "false", "Start RViz.", BOOL),
     )
@@ -133,7 +134,7 @@ def options_of(values: Mapping[str, str]) -> Options:
     for name in (*as_written, "calibration_id"):
         if name in values:
             given[name] = values[name]
-    for name in ("sim", "emulated", "visualize"):
+    for name in ("sim", "emulated", "visualize", "panel"):
         if name in values:
             given[name] = values[name] == "true"
     for name in ("episodes", "seed"):

@@ -50,6 +50,7 @@ class Options:
             `front=v4l2:/dev/v4l/by-path/...`; empty leaves what the config file says.
         operator: a console on the other end of the operator node: `keys` has a key that stops the arm, whose silence
             is a stop, too; `lines` only shows; empty: there is none.
+        panel: serve the operator's page for a browser on this machine.
     """
 
     robot: str = "so101"
@@ -74,6 +75,7 @@ class Options:
     calibration_id: str = ""
     cameras: tuple[str, ...] = ()
     operator: str = ""
+    panel: bool = False
 
 
 def namespace_of(options: Options) -> str:

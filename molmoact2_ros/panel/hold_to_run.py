@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class HoldToRun:
-    """Which pages speak, and which one armed last. Times in s of any steady clock.
+    """Which pages speak, and which one armed last. Times in s of any steady clock; pages speak in another thread.
 
     Args:
         silence_s: a page that has said nothing for longer is lost.
@@ -31,7 +31,7 @@ class HoldToRun:
 
     def there(self, now_s: float) -> bool:
         """Whether any page speaks."""
-        return any(now_s - at <= self.silence_s for at in self._heard.values())
+        return any(now_s - at <= self.silence_s for at in tuple(self._heard.values()))
 
     def lost(self, now_s: float, moves: bool) -> str:
         """Why the arm must be stopped now; empty while somebody holds it, or it cannot move."""

@@ -59,6 +59,7 @@ class RobotView:
     cameras: dict[str, bool] = field(default_factory=dict)
     problem: str = ""
     _seen: set[str] = field(default_factory=set)
+    _last: str = ""
     _ticks: tuple[float, int] | None = None
     _limited: float | None = None
     _reuse: float | None = None
@@ -67,6 +68,7 @@ class RobotView:
         """Take a state; `now_s` is of any steady clock."""
         self.state = dict(state)
         self._seen |= set(state.get("said", {}))
+        self._last = state.get("executor", "") or self._last
         self.told(str(state.get("task", "")))
         ticks = str(state.get("limited_ticks", ""))
         if not ticks.isdecimal():
@@ -99,8 +101,8 @@ class RobotView:
 
     @property
     def moves(self) -> bool:
-        """Whether the arm may be moved now, for all that is known: silence is no proof of rest once it was heard."""
-        return self.state.get("executor", "") not in (*LET_GO, "")
+        """Whether the arm may be moved now, for all that is known: silence is no proof of rest."""
+        return self._last not in (*LET_GO, "")
 
     @property
     def recording(self) -> str:
@@ -119,6 +121,9 @@ class RobotView:
             "name": self.namespace,
             "robot": self.robot,
             "state": executor or "NOT HEARD",
+            "heard": bool(executor),
+            "stopped": executor == "ESTOPPED",
+            "moves": self.moves,
             "tone": TONES.get(executor, "unknown"),
             "reason": state.get("reason", "") if executor else "the executor is silent: nobody knows what the arm does",
             "next": next_step(state, missing, self._decided, BUTTONS),

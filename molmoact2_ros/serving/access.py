@@ -48,14 +48,14 @@ def is_local(host: str) -> bool:
         return False
 
 
-def check_exposure(host: str, token: str, insecure: bool, danger: str = "use this policy") -> None:
-    """Refuse to let a network in without a token. `danger`: what anybody there could do.
+def check_exposure(host: str, token: str, insecure: bool) -> None:
+    """Refuse to let a network in without a token.
 
     Raises:
         ValueError: `host` is reachable from others, there is no token, and nobody said that this is meant.
     """
     if not is_local(host) and not token and not insecure:
         raise ValueError(
-            f"--host {host} lets the network in, and no --token-file is given: anybody there could {danger}; "
+            f"--host {host} lets the network in, and no --token-file is given: anybody there could use this policy; "
             "make one with openssl rand -hex 24 > token, or say --insecure in a network that you trust"
         )
