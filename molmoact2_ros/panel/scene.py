@@ -23,6 +23,13 @@ APART_M = 1.5
 """Distance of robots that stand side by side in the picture; where they really stand nobody knows."""
 MOST_POINTS = 20_000
 """Points of a cloud that go to a browser; a denser one is thinned."""
+GRID = {
+    "cell_color": (120, 124, 130),
+    "section_color": (120, 124, 130),
+    "cell_thickness": 0.5,
+    "section_thickness": 1.0,
+    "fade_distance": 4.0,
+}
 NOWHERE = 1e3
 """Coordinates beyond so many metres are not drawn."""
 
@@ -40,23 +47,15 @@ class Scene:
             self._server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+z")
-        self._server.scene.add_grid(
-            "/grid",
-            6.0,
-            6.0,
-            cell_size=0.1,
-            section_size=0.5,
-            cell_color=(128, 128, 128),
-            section_color=(110, 110, 110),
-        )
+        self._server.scene.add_grid("/grid", 4.0, 4.0, cell_size=0.1, section_size=0.5, **GRID)
         self.port: int = self._server.get_port()
 
     def look_at(self, reach_m: float, robots: int) -> None:
         """Where a new browser looks from, for robots that reach so far."""
         middle = APART_M * (robots - 1) / 2.0
         far = reach_m + middle
-        self._server.initial_camera.position = (1.9 * far, middle - 1.5 * far, 1.35 * far)
-        self._server.initial_camera.look_at = (0.35 * reach_m, middle, 0.2 * reach_m)
+        self._server.initial_camera.position = (1.35 * far, middle - 1.0 * far, 0.95 * far)
+        self._server.initial_camera.look_at = (0.4 * reach_m, middle, 0.25 * reach_m)
 
     def robot(self, namespace: str, robot: Embodiment, index: int, meshes: bool) -> RobotScene:
         """A robot; `index` says how far to the side it stands."""

@@ -137,7 +137,15 @@ $("task-form").addEventListener("submit", (event) => {
 });
 $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 
-$("solid").addEventListener("click", () => { keep("solid", kept("solid", "on") === "on" ? "off" : "on"); showScene(); });
+$("solid").addEventListener("click", () => { keep("solid", solid() ? "off" : "on"); showScene(); });
+
+// Off at first where the browser draws 3D without a graphics card: it takes seconds then, and this page with it.
+const weak = (() => {
+  const pen = document.createElement("canvas").getContext("webgl");
+  const names = pen?.getExtension("WEBGL_debug_renderer_info");
+  return !pen || /swiftshader|llvmpipe|software/i.test(names ? pen.getParameter(names.UNMASKED_RENDERER_WEBGL) : "");
+})();
+const solid = () => kept("solid", weak ? "off" : "on") === "on";
 
 function kept(key, otherwise) {
   try { return localStorage.getItem(key) ?? otherwise; } catch { return otherwise; }
@@ -156,7 +164,7 @@ function theme(name) {
 }
 
 function showScene() {
-  const on = kept("solid", "on") === "on";
+  const on = solid();
   $("solid").textContent = on ? "3D off" : "3D on";
   document.body.dataset.solid = on ? "on" : "off";
   const scheme = location.protocol === "https:" ? "wss" : "ws";
