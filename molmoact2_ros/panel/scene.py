@@ -115,7 +115,7 @@ class RobotScene:
                 chosen = slice(None, None, max(1, len(points) // 8))
                 self._drawn[f"path_balls{arm}"] = self._server.scene.add_point_cloud(
                     f"{self._root}/path_balls{arm}", points[chosen].astype(np.float32), colours[chosen],
-                    point_size=0.016, point_shape="circle", precision="float32",
+                    point_size=0.009, point_shape="circle", precision="float32",
                 )  # fmt: skip
 
     def cloud(self, points: NDArray[np.float32], colours: Colours) -> None:

@@ -267,7 +267,9 @@ function render() {
     const row = document.createElement("tr");
     for (const text of [`#${episode.number}`, episode.task, episode.outcome, episode.length]) row.insertCell().textContent = text;
     const last = row.insertCell();
-    last.textContent = episode.verdict.length ? episode.verdict.join("; ") : "fine";
+    const [first, ...others] = episode.verdict;
+    last.textContent = first === undefined ? "fine" : others.length ? `${first} (and ${others.length} more)` : first;
+    last.title = episode.verdict.join("\n");
     last.className = episode.verdict.length ? "doubt" : "fine";
     return row;
   });
