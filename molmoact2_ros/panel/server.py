@@ -183,6 +183,8 @@ class PanelServer:
             response = connection.respond(HTTPStatus.OK, "welcome\n")
             response.headers["Set-Cookie"] = cookie
             return response
+        if path == "/login.js":
+            return _file("login.js")
         if not self._gate.knows(request.headers):
             if request.headers.get("Upgrade") or path != "/":
                 return connection.respond(HTTPStatus.UNAUTHORIZED, "show the token first, on the panel's page\n")

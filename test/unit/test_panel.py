@@ -256,6 +256,8 @@ def test_without_the_token_there_is_a_page_to_type_it_and_nothing_else(scene: Sc
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10.0)
             assert refused.value.code == 401
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/login.js", timeout=10.0) as answer:
+            assert b"Bearer" in answer.read()
         with pytest.raises(InvalidStatus):
             Page(server.port)
         cookie = Gate("t" * 20).shown({"Authorization": "Bearer " + "t" * 20})
