@@ -41,7 +41,7 @@ def module_path(executable: str) -> Path:
     return PACKAGE / ROOMS.get(executable, "nodes").replace(".", "/") / f"{executable}.py"
 
 
-COMMON = declared(PACKAGE / "nodes" / "ros" / "node_base.py")
+COMMON = declared(PACKAGE / "nodes" / "ros" / "parameters.py")
 
 
 def executables(options: Options) -> set[str]:
@@ -100,6 +100,7 @@ def test_the_silence_of_a_console_with_a_stop_key_is_a_stop(tmp_path: Path):
     [
         *nodes(EVERYTHING),
         *nodes(replace(EVERYTHING, operator="keys"))[-1:],
+        *nodes(replace(EVERYTHING, panel=True))[-1:],
         *nodes(replace(EVERYTHING, policy="expert", emulated=True)),
     ],
     ids=lambda spec: spec.name,
