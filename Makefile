@@ -74,6 +74,7 @@ lock:
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/test.in -o requirements/test.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/serve.in -c requirements/test.txt -o requirements/serve.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/docs.in -c requirements/test.txt -o requirements/docs.txt
+	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/panel.in -c requirements/test.txt -o requirements/panel.txt
 	$(RUN) uv pip compile --quiet --no-header --no-annotate requirements/robot.in -c requirements/test.txt -o requirements/robot.txt
 
 clean:

@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from molmoact2_ros.bringup.advice import DECIDES, KEYS, LET_GO, next_step, troubles
 from molmoact2_ros.bringup.keys import BACKSPACE, ENTER, ERASE_LINE, ESCAPE, PASTED, Key
 
 Request = dict[str, Any]
 """What the operator node is asked, see there."""
 
 ENDING = "ending: the arm comes to rest, is parked where park_pose says so, and its driver lets go last"
-LET_GO = ("DISARMED", "ESTOPPED", "UNCONFIGURED")
-"""States in which nothing is commanded, or the arm is stopped already."""
 ASKED = {
     "arm": "arming",
     "disarm": "disarming",
@@ -30,7 +29,7 @@ ASKED = {
     "end": "ending the recording",
     "label": "labelling",
 }
-KEYS = {"a": "arm", "d": "disarm", "s": "start", "r": "reset"}
+ASKING_KEYS = {"a": "arm", "d": "disarm", "s": "start", "r": "reset"}
 LABELS = {"g": True, "b": False}
 
 
@@ -102,8 +101,8 @@ class Console:
             return self._command(key.name.lower())
 
     def _command(self, name: str) -> list[Request]:
-        if name in KEYS:
-            return self._ask(KEYS[name])
+        if name in ASKING_KEYS:
+            return self._ask(ASKING_KEYS[name])
         if name == "q":
             self.quit = True
         elif name == "t":
@@ -168,14 +167,14 @@ class Console:
                 if recorder is not None and recorder[1] != self._recorder:  # once a second; an answer is newer
                     self._recorder = recorder[1]
                     self.recording = self._recorder.startswith("recording")
-                if self.task and "task" in line["ready"] and {"policy", "expert"} & self._seen | set(self._no_policy):
+                if self.task and "task" in line["ready"] and set(DECIDES) & self._seen | set(self._no_policy):
                     task, self.task = self.task, ""
                     return self._ask("task", text=task)
             return []
 
     @property
     def _no_policy(self) -> list[str]:
-        return [] if {"policy", "expert"} & set(self.nodes) else ["none"]
+        return [] if set(DECIDES) & set(self.nodes) else ["none"]
 
     def _answered(self, ask: str, ok: bool, message: str) -> None:
         if ask in self._waiting:
@@ -190,53 +189,11 @@ class Console:
         """Nodes that have not spoken yet."""
         return [name for name in self.nodes if name not in self._seen and name != "operator"]
 
-    def troubles(self) -> list[tuple[int, str]]:
-        """What nodes warn of: level, and words; nothing while a simulated cell is still being built."""
-        if "sim" in self.missing():
-            return []
-        said = self.state.get("said", {}).items()
-        # The executor's word has a row of its own.
-        found = [(level, f"{name}: {words}") for name, (level, words) in said if level > 0 and name != "executor"]
-        return sorted(found, reverse=True)
-
     def advice(self) -> str:
         """What to do next."""
-        state, ready = self.state.get("executor", ""), self.state.get("ready", [])
         if self.ending:
             return ENDING
-        if not state or "arm" not in ready:
-            missing = self.missing()
-            return f"wait: {', '.join(missing)} not there yet" if missing else "wait: the executor is silent"
-        driver = self.state.get("driver")
-        if state == "ESTOPPED":
-            others = [name for name in self.state["stops"] if name != "this console"]
-            if others:
-                return f"{', '.join(others)} must let go of the e-stop, then r resets it"
-            return "when all is well: r resets the e-stop, then a arms"
-        if state == "FAULT":
-            return "look at the arm, then d disarms, then a arms again"
-        if state == "DISARMED":
-            if driver is not None and driver[0] > 0:
-                return f"wait, or mend: {driver[1]}"
-            return self._before_arming()
-        if state == "STOPPING":
-            return "wait: the arm comes to rest"
-        if state == "HOLDING" and not self.state.get("task"):
-            return "t tells a task"
-        return "SPACE stops at once, d disarms in order"
-
-    def _before_arming(self) -> str:
-        said = self.state.get("said", {})
-        policy = said.get("policy") or said.get("expert")
-        if policy is None and not self._no_policy:
-            return "wait: the policy loads; s goes to the start pose"
-        if not self.state.get("task") and not self._no_policy:
-            return "t tells a task; s goes to the start pose"
-        if policy is not None and policy[0] > 0:
-            return "wait, or mend what the policy names; s goes to the start pose"
-        if not self.state.get("chunks") and not self._no_policy:
-            return "wait: no usable chunk comes yet; s goes to the start pose"
-        return "a arms, s arms and goes to the start pose"
+        return next_step(self.state, self.missing(), not self._no_policy, KEYS)
 
     def rows(self) -> list[Row]:
         """The display, from top to bottom."""
@@ -252,7 +209,10 @@ class Console:
             ]
             if self.records:
                 out.append(Row("bag", "recording" if self.recording else "idle", "red" if self.recording else ""))
-            out += [Row("look", words, "red" if level > 1 else "yellow") for level, words in self.troubles()[:3]]
+            out += [
+                Row("look", words, "red" if level > 1 else "yellow")
+                for level, words in troubles(self.state, self.missing())[:3]
+            ]
             out += [Row("look", words.splitlines()[0], "yellow") for words in self.warnings]
             out.append(Row("next", self.advice(), "bold"))
             out.append(self._last_row())
@@ -287,7 +247,7 @@ class Console:
             lines.append(f"task: {self.state.get('task') or 'none'}")
             if self.state.get("stops"):
                 lines.append(f"e-stop pressed by {', '.join(self.state['stops'])}")
-            lines += [words for _, words in self.troubles()]
+            lines += [words for _, words in troubles(self.state, self.missing())]
             lines += self.warnings
             if self.answer[1]:
                 lines.append(self.answer[1])

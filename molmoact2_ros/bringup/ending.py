@@ -45,7 +45,7 @@ def stage_of(name: str) -> int:
     if name in DRIVERS:
         return 2
     # Who can stop an arm that is being parked is there until it is.
-    return 3 if name in ("sim", "operator") else 1
+    return 3 if name in ("sim", "operator", "panel") else 1
 
 
 def ends_after(name: str) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
         ),
         *_COMMON,
         Argument("visualize", "true", "Start the visualizer.", BOOL),
+        Argument("panel", "false", "Serve the operator's panel to a browser on this machine.", BOOL),
         Argument("model", "true", "Start robot_state_publisher and publish where the cameras are.", BOOL),
         Argument("rviz", "false", "Start RViz.", BOOL),
     )
@@ -148,7 +149,7 @@ def options_of(values: Mapping[str, str]) -> Options:
     for name in (*as_written, "calibration_id"):
         if name in values:
             given[name] = values[name]
-    for name in ("sim", "emulated", "visualize"):
+    for name in ("sim", "emulated", "visualize", "panel"):
         if name in values:
             given[name] = values[name] == "true"
     for name, kind, example in (("episodes", int, "10"), ("seed", int, "10"), ("speed_scale", float, "0.5")):

@@ -51,6 +51,7 @@ class Options:
         speed_scale: times the speed of the arms' joints, for executor and driver alike; 0 leaves what the files say.
         operator: a console on the other end of the operator node: `keys` has a key that stops the arm, whose silence
             is a stop, too; `lines` only shows; empty: there is none.
+        panel: serve the operator's page for a browser on this machine.
     """
 
     robot: str = "so101"
@@ -76,6 +77,7 @@ class Options:
     cameras: tuple[str, ...] = ()
     speed_scale: float = 0.0
     operator: str = ""
+    panel: bool = False
 
 
 def namespace_of(options: Options) -> str:

@@ -209,7 +209,7 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         found.append(node("policy_node", given, known, threads=threads))
     # Our drivers say which commands have gone out to the arm; on a robot their silence is a fault.
     silence: dict[str, Value] = {} if options.sim or external(options) else {"acknowledgement_timeout_s": 1.0}
-    if options.operator == "keys":
+    if options.operator == "keys" or (options.panel and cell.written("panel").get("hold_to_run")):
         silence["e_stop_heartbeat_s"] = BUTTON_SILENCE_S
     found.append(node("executor_node", speed, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
@@ -229,6 +229,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         # Whoever is left without it has no key that stops the arm: the run ends, and the arm is brought to rest.
         parameters = {"button": options.operator == "keys", "asks_policy": options.policy == "molmoact2"}
         found.append(node("operator_node", parameters, on_end=OnEnd.ENDS_RUN))
+    if options.panel:
+        found.append(node("panel_node", on_end=OnEnd.REPORTED if driven_by_itself(options) else OnEnd.RESTARTED))
     return tuple(found)
 
 

@@ -24,12 +24,13 @@ from molmoact2_ros.cli import (
     serve,
     sim,
     train_cell,
+    view,
 )
 from molmoact2_ros.cli import run as run_command
 from molmoact2_ros.cli.arguments import FAILED, USAGE, UsageError
 
 COMMANDS = (
-    *(run_command, sim, episodes, models, inspect_checkpoint, train_cell, doctor),
+    *(run_command, sim, view, episodes, models, inspect_checkpoint, train_cell, doctor),
     *(calibrate, compile, serve, bench),
 )
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from molmoact2_ros.bringup.options import Options
+    from molmoact2_ros.bringup.specs import NodeSpec
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -89,6 +92,24 @@ def check_renderer() -> None:
 
     if not os.environ.get("MUJOCO_GL") and not graphics_installed():
         raise UsageError("the simulated cameras need OpenGL: sudo apt install libegl1 libgl1-mesa-dri libopengl0")
+
+
+def check_panel(options: Options) -> None:
+    """Raise UsageError where the panel is asked for and cannot be shown."""
+    from importlib.util import find_spec
+
+    if options.panel and find_spec("viser") is None:
+        raise UsageError("the panel needs viser: pip install -r requirements/panel.txt")
+
+
+def panel_address(specs: Iterable[NodeSpec]) -> str:
+    """Where the panel of these nodes is, for people."""
+    from molmoact2_ros.bringup.preflight import parameters_of
+    from molmoact2_ros.panel import HOST, PORT
+
+    given = next(parameters_of(spec) for spec in specs if spec.name == "panel")
+    host, port = str(given.get("host", HOST)), given.get("port", PORT)
+    return f"panel: http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def shown(path: str) -> str:

@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molmoact2_ros.cli.arguments import FAILED, OK, Commands, UsageError, check_renderer, checkpoint_from, shown
+from molmoact2_ros.cli.arguments import (
+    FAILED,
+    OK,
+    Commands,
+    UsageError,
+    check_panel,
+    check_renderer,
+    checkpoint_from,
+    panel_address,
+    shown,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console as Screen
@@ -37,6 +47,9 @@ def add(commands: Commands) -> None:
     option("--config", default="", metavar="FILE", help="parameter file of your own, on top of the robot's")
     option("--namespace", default="", metavar="N", help="ROS namespace (the robot's name)")
     option("--visualize", action="store_true", help="start the visualizer, too: what RViz or Foxglove shows of a run")
+    option(
+        "--view", action="store_true", help="serve the operator's panel to a browser; with overlays by the visualizer"
+    )
     option("--emulated", action="store_true", help="the real driver on an emulated bus, the simulated cell behind it")
     option("--seed", type=int, default=1000, help="of the emulated cell: where the cube lies (%(default)s)")
     option("--out", type=Path, default=Path("out"), metavar="DIR", help="logs (%(default)s)")
@@ -58,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     keys = sys.stdin.fileno() if screen.is_terminal and _has_descriptor() and keyboard(sys.stdin.fileno()) else None
     options = options_from(arguments, "lines" if keys is None else "keys")
     specs = nodes(options)
+    check_panel(options)
     check_port(specs)
     if options.emulated:
         check_renderer()
@@ -68,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
     log.mkdir(parents=True, exist_ok=True)
     environment = environment_of(options)
     screen.print(reach(environment, options), highlight=False, markup=False, soft_wrap=True)
+    if arguments.view:
+        screen.print(panel_address(specs), highlight=False, markup=False, soft_wrap=True)
     names = [spec.name for spec in specs]
     title = f"{options.robot}{', emulated' if options.emulated else ''}"
     console = Console(title, names, task=options.task if arguments.task else "", records=bool(options.record))
@@ -110,7 +126,8 @@ def options_from(arguments: argparse.Namespace, operator: str) -> Options:
         episodes=0,
         seed=arguments.seed,
         record=str(Path(arguments.record).expanduser().resolve()) if arguments.record else "",
-        visualize=arguments.visualize,
+        visualize=arguments.visualize or arguments.view,
+        panel=arguments.view,
         namespace=arguments.namespace,
         link_prefix=f"molmoact2_{os.getpid()}" if arguments.emulated else "",
         config=arguments.config,

@@ -8,7 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from molmoact2_ros.cli.arguments import FAILED, OK, Commands, add_run_options, check_renderer, options_from, shown
+from molmoact2_ros.cli.arguments import (
+    FAILED,
+    OK,
+    Commands,
+    add_run_options,
+    check_panel,
+    check_renderer,
+    options_from,
+    panel_address,
+    shown,
+)
 
 if TYPE_CHECKING:
     from molmoact2_ros.bringup.options import Options
@@ -20,6 +30,7 @@ def add(commands: Commands) -> None:
     add_run_options(sim)
     sim.add_argument("--record", default="", metavar="DIR", help="write one MCAP bag an episode into DIR")
     sim.add_argument("--no-film", action="store_true", help="make no film and no picture (saves one core)")
+    sim.add_argument("--view", action="store_true", help="serve the operator's panel to a browser on this machine")
     sim.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     sim.set_defaults(run=_run, orderly=True)
 
@@ -40,6 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
         options = replace(options, film=str(out / "demo.mp4"), picture=str(out / "demo.png"))
     if arguments.record:
         options = replace(options, record=str(Path(arguments.record).resolve()))
+    options = replace(options, panel=arguments.view)
+    check_panel(options)
     specs = nodes(options)
     check_renderer()
     check_checkpoint(specs)
@@ -50,6 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     before = {path.name for path in Path(options.record).glob("episode_*")} if options.record else set()
     console = Console(stderr=True)
+    if arguments.view:
+        console.print(panel_address(specs), highlight=False, markup=False, soft_wrap=True)
     with orderly_signals(), RunDisplay(console, options.episodes) as display:
         summary = run_session(specs, out / "log", node_environment(), display.hear)
     summary = finished(summary, options)

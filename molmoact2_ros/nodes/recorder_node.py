@@ -6,6 +6,7 @@ whose diagnostics they are.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,7 +26,7 @@ from molmoact2_ros.nodes.ros.recorder_parameters import PARAMETERS, episode_meta
 from molmoact2_ros.nodes.ros.services import Pause
 from molmoact2_ros.recording.audit import audit_lines
 from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, EpisodeWriter, Finished, unfinished
-from molmoact2_ros.recording.episodes import label
+from molmoact2_ros.recording.episodes import label, latest
 from molmoact2_ros.recording.streams import DIAGNOSTICS, Arrival, DuplicateFilter, Stream, streams_of
 
 WRITE_TIMEOUT_S = 30.0
@@ -33,6 +34,8 @@ WRITE_TIMEOUT_S = 30.0
 ENDING_S = 0.3
 """How long messages that are on their way when an episode ends are still taken."""
 PAUSE_S = 0.002
+LISTED = 12
+"""How many episodes are listed for who asks."""
 
 
 class RecorderNode(MolmoNode):
@@ -81,7 +84,8 @@ class RecorderNode(MolmoNode):
                 heard = self.listen(known[relative], stream.topic, take, qos, raw=True)
                 self._listening.append((relative.topic, heard))
         self.serve(SetBool, "recorder/label", self._label)
-        for name, action in (("start", self._start), ("stop", self._stop), ("discard", self._discard)):
+        offers = {"start": self._start, "stop": self._stop, "discard": self._discard, "list": self._list}
+        for name, action in offers.items():
             self.serve(Trigger, f"recorder/{name}", partial(self._serve, action))
         self.every(1.0, self._watch_disk, inactive=True, steady=True)
         self.every(0.05, self._watch_end, inactive=True, steady=True)
@@ -289,6 +293,16 @@ class RecorderNode(MolmoNode):
         writer = self._episodes.discard()
         await self._written(writer)
         return f"{writer.path} is deleted"
+
+    async def _list(self) -> str:
+        """The last episodes, the newest first, as JSON: `Episode.summary` of each."""
+        assert self._episodes is not None
+        now = self._episodes.recording
+        found = []
+        for summary in latest(self._episodes.directory, LISTED, "" if now is None else now.name):
+            found.append(summary)
+            await Pause()  # a bag's metadata takes a while to read, and messages come meanwhile
+        return json.dumps(found)
 
     async def _written(self, writer: EpisodeWriter) -> Finished:
         """How the episode ended, once it has; everything else is heard and recorded meanwhile."""

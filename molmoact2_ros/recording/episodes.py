@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,22 @@ def episodes(directory: Path) -> list[Episode]:
         raise FileNotFoundError(f"{directory}: no such folder of bags")
     found = [read_episode(entry) for entry in directory.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)]
     return sorted(found, key=lambda episode: (episode.number, episode.path.name))
+
+
+def latest(directory: Path, most: int, but: str = "") -> Iterator[dict[str, Any]]:
+    """`Episode.summary` of the last `most` episodes in `directory`, the newest first; none where there is no folder.
+
+    A bag that cannot be read says so as its verdict. `but`: name of a folder that is left out.
+    """
+    entries = directory.iterdir() if directory.is_dir() else iter(())
+    named = [(int(match[1]), path.name, path) for path in entries if (match := _NAME.fullmatch(path.name))]
+    for number, name, path in sorted(named, reverse=True)[:most]:
+        if name == but:
+            continue
+        try:
+            yield read_episode(path).summary()
+        except (OSError, ValueError) as error:
+            yield Episode(path, number, False, verdict=(str(error),)).summary()
 
 
 def episode_of(directory: Path, number: int) -> Path:

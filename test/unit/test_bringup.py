@@ -100,6 +100,7 @@ def test_the_silence_of_a_console_with_a_stop_key_is_a_stop(tmp_path: Path):
     [
         *nodes(EVERYTHING),
         *nodes(replace(EVERYTHING, operator="keys"))[-1:],
+        *nodes(replace(EVERYTHING, panel=True))[-1:],
         *nodes(replace(EVERYTHING, policy="expert", emulated=True)),
     ],
     ids=lambda spec: spec.name,

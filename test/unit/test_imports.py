@@ -58,6 +58,7 @@ ORDER = (
     {"simulation", "serving"},
     {"training", "doctor"},
     {"bringup"},
+    {"panel"},
     {"nodes"},
     {"benchmarking"},
     {"cli"},

@@ -14,7 +14,7 @@ from recording_messages import IMAGE, STORE, STRING, messages, string
 from molmoact2_ros.cli import run
 from molmoact2_ros.recording.bag import Bag
 from molmoact2_ros.recording.episode_recorder import next_episode
-from molmoact2_ros.recording.episodes import episodes, read_episode, verdict
+from molmoact2_ros.recording.episodes import episodes, latest, read_episode, verdict
 from molmoact2_ros.recording.streams import Stream
 
 WRIST = Stream("/so101/cameras/wrist/image_raw", "sensor_msgs/msg/Image", reliable=False)
@@ -80,6 +80,17 @@ def test_each_episode_has_its_length_task_outcome_and_verdict(folder: Path) -> N
     )
     assert found[3].verdict == ("joint_states: nothing for 0.55 s",)
     assert found[4].verdict == ("unfinished; recover it",) and not found[4].whole
+
+
+def test_the_latest_are_listed_and_one_that_cannot_be_read_says_so(folder: Path) -> None:
+    (folder / "episode_0099").mkdir()
+    (folder / "episode_0099" / "metadata.yaml").write_text("[]")
+    (folder / "episode_0100").mkdir()
+    found = list(latest(folder, 50, but="episode_0100"))
+    numbers = [episode["episode"] for episode in found]
+    assert numbers[0] == 99 and numbers == sorted(numbers, reverse=True) and len(numbers) > 2
+    assert "metadata" in found[0]["verdict"][0] and any(episode["whole"] for episode in found)
+    assert len(list(latest(folder, 1))) == 1 and not list(latest(folder / "nowhere", 3))
 
 
 def test_what_the_recorder_said_is_in_the_verdict() -> None:

@@ -49,9 +49,12 @@ class JointTopics:
 
     Args:
         publishers: where the names of the publishers' nodes are put, by their id.
+        namespace: of the robot; the node's own where it is empty.
     """
 
-    def __init__(self, node: MolmoNode, robot: Embodiment, take: Take, publishers: dict[str, str]) -> None:
+    def __init__(
+        self, node: MolmoNode, robot: Embodiment, take: Take, publishers: dict[str, str], namespace: str = ""
+    ) -> None:
         self._node, self._take, self._publishers = node, take, publishers
         self._names = JointNames(robot, node.param("joint_map"))
         self._look_ns = 0
@@ -59,6 +62,8 @@ class JointTopics:
         topics = list(dict.fromkeys(topic for topic in node.param("joint_state_topics") if topic))
         if not topics:
             raise ValueError("joint_state_topics is empty, expected one topic at least, for instance joint_states")
+        if namespace:
+            topics = [topic if topic.startswith("/") else f"{namespace.rstrip('/')}/{topic}" for topic in topics]
         self._topics = [node.resolve_topic_name(topic) for topic in topics]
         for topic in topics:
             node.hear(JointState, topic, self._on_message, SENSOR)
@@ -92,6 +97,7 @@ class MergedJoints:
         use: called with the position (dof,), rad or m, ROS order, and the stamp of the arm joint that was read longest
             ago, ns; the array is the caller's.
         complain: called with why there is no position now, or with nothing where there is one.
+        namespace: of the robot; the node's own where it is empty.
     """
 
     def __init__(
@@ -101,13 +107,14 @@ class MergedJoints:
         timeout_s: float,
         use: Callable[[Array, int], None],
         complain: Callable[[str], None] = lambda reason: None,
+        namespace: str = "",
     ) -> None:
         unstamped = node.param("unstamped_joint_states")
         if unstamped not in UNSTAMPED:
             raise ValueError(f"unstamped_joint_states is {unstamped!r}, expected one of {', '.join(UNSTAMPED)}")
         self._states = JointStates(robot, timeout_s, stamp_unstamped=unstamped == "receive")
         self._arms, self._use, self._complain = robot.arms, use, complain
-        JointTopics(node, robot, self._on_message, self._states.publishers)
+        JointTopics(node, robot, self._on_message, self._states.publishers, namespace)
 
     def _on_message(
         self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int, publisher: str

@@ -41,6 +41,7 @@ CALLS: Mapping[str, tuple[type, str, Callable[[Asked], Any]]] = {
     "record": (Trigger, "recorder/start", lambda _: Trigger.Request()),
     "end": (Trigger, "recorder/stop", lambda _: Trigger.Request()),
     "label": (SetBool, "recorder/label", lambda asked: SetBool.Request(data=bool(asked["success"]))),
+    "episodes": (Trigger, "recorder/list", lambda _: Trigger.Request()),
 }
 """For each request the service that answers it, and what it is sent."""
 
@@ -63,6 +64,7 @@ class OperatorRequests:
         answer: called once for every request, with whether it was done, and words.
         pressed: whether the node's own button is pressed; a reset is given up then.
         stopped: whether the executor is known to be stopped by an e-stop; a refused reset is tried again then.
+        name: the full name of a robot's service.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class OperatorRequests:
         answer: Callable[[Asked, bool, str], None],
         pressed: Callable[[], bool],
         stopped: Callable[[], bool],
+        name: Callable[[str], str],
     ) -> None:
         self._node, self._answer, self._pressed, self._stopped = node, answer, pressed, stopped
-        services = {name: node.client(kind, name) for kind, name, _ in CALLS.values()}
-        self._clients: dict[str, Client] = {ask: services[name] for ask, (_, name, _) in CALLS.items()}
+        self._name = name
+        services = {service: node.client(kind, name(service)) for kind, service, _ in CALLS.values()}
+        self._clients: dict[str, Client] = {ask: services[service] for ask, (_, service, _) in CALLS.items()}
         self._waiting: list[Waiting] = []
 
     def ready(self) -> list[str]:
@@ -89,7 +93,7 @@ class OperatorRequests:
         """
         ask = asked["ask"]
         if not self._clients[ask].service_is_ready():
-            self._answer(asked, False, f"{self._node.resolve_service_name(CALLS[ask][1])} is not there (yet)")
+            self._answer(asked, False, f"{self._name(CALLS[ask][1])} is not there (yet)")
             return
         limit = {"reset": RESET_S, "end": BAG_S}.get(ask, ANSWER_S)
         waiting = Waiting(asked, time.monotonic() + limit)

@@ -198,6 +198,31 @@ def _marker(
     return marker
 
 
+def points_of(message: PointCloud2) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Points (n, 3), m, and colours (n, 3) of a cloud; grey where it has none.
+
+    Raises:
+        ValueError: it lacks x, y or z as float32, or its size does not fit its data.
+    """
+    offsets = {field.name: field.offset for field in message.fields if field.datatype == PointField.FLOAT32}
+    colour = next((f.offset for f in message.fields if f.name == "rgb" and f.datatype in _RGB_TYPES), None)
+    step, count = int(message.point_step), int(message.width) * int(message.height)
+    if not {"x", "y", "z"} <= set(offsets):
+        raise ValueError(f"a cloud needs x, y and z as float32, got {[field.name for field in message.fields]}")
+    used = [*(offsets[axis] for axis in "xyz"), *([] if colour is None else [colour])]
+    if message.is_bigendian or step < max(used) + 4 or len(message.data) != count * step:
+        raise ValueError(f"a cloud of {count} points of {step} bytes does not fit its {len(message.data)} bytes")
+    rows = np.frombuffer(message.data, dtype=np.uint8).reshape(count, step)
+    points = np.stack([rows[:, at : at + 4].copy().view("<f4")[:, 0] for at in used[:3]], axis=1)
+    if colour is None:
+        return points, np.full((count, 3), 180, dtype=np.uint8)
+    return points, rows[:, [colour + 2, colour + 1, colour]].copy()
+
+
+_RGB_TYPES = (PointField.FLOAT32, PointField.UINT32)
+
+
+
 def _gone(header: Header, namespace: str, numbers: Iterable[int]) -> list[Marker]:
     """Markers that are to be taken away."""
     return [Marker(header=header, ns=namespace, id=number, action=Marker.DELETE) for number in numbers]
