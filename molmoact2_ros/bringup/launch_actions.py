@@ -93,6 +93,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
             DRIVERS,
         ),
         *hardware,
+        Argument("teleop", "", "What a person takes over with: so101_leader:[ID@]PORT, gamepad, ...; empty: nothing."),
         Argument("cameras", "", f"Of a robot, <name>=<source> with commas between: {camera_example(family)}."),
         *_COMMON,
         Argument("visualize", "true", "Start the visualizer.", BOOL),
@@ -130,7 +131,7 @@ def options_of(values: Mapping[str, str]) -> Options:
     """
     given: dict[str, Any] = {}
     as_written = ("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip")
-    for name in (*as_written, "calibration_id"):
+    for name in (*as_written, "calibration_id", "teleop"):
         if name in values:
             given[name] = values[name]
     for name in ("sim", "emulated", "visualize"):

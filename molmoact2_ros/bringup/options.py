@@ -48,6 +48,9 @@ class Options:
             what the config file says.
         cameras: where the images of a robot come from, each `<name>=<source>`, such as
             `front=v4l2:/dev/v4l/by-path/...`; empty leaves what the config file says.
+        teleop: what a person takes over with, `KIND[:[ID@]PORT]`: `so101_leader:blue@/dev/serial/by-id/...`,
+            `yam_leader:can_left_leader,can_right_leader`, `gamepad` or `keyboard`; empty: nothing. Without a port the
+            simulated cell gets an emulated SO leader.
         operator: a console on the other end of the operator node: `keys` has a key that stops the arm, whose silence
             is a stop, too; `lines` only shows; empty: there is none.
     """
@@ -74,6 +77,7 @@ class Options:
     calibration_id: str = ""
     cameras: tuple[str, ...] = ()
     operator: str = ""
+    teleop: str = ""
 
 
 def namespace_of(options: Options) -> str:

@@ -81,8 +81,8 @@ class Handover:
         limits = robot.limits
         self._decided = BinaryGrippers(robot.gripper_indices, limits.lower, limits.upper)
         self._arm_joints = np.concatenate([np.arange(robot.dof)[arm] for arm in robot.arms])
-        self._offset = np.zeros(robot.dof)
-        self._stirred = np.zeros(robot.dof)
+        self._offset: Array = np.zeros(robot.dof)
+        self._stirred: Array = np.zeros(robot.dof)
         self._targets: deque[tuple[int, Array]] = deque()
         self._since_ns = 0
 

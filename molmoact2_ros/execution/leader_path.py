@@ -31,7 +31,7 @@ class LeaderPath:
         self._grippers = list(grippers)
         self._target, self._slope = start.copy(), np.zeros_like(start)
         self._read_ns = self._at_ns = at_ns
-        self._fade = np.zeros((3, len(start)))
+        self._fade: Array = np.zeros((3, len(start)))
 
     def aim(self, target: Array, slope: Array, read_ns: int, motion: Motion, at_ns: int) -> None:
         """The leader was at `target` (dof,) at `read_ns` and went at `slope` (dof,), rad/s; the arm is commanded to

@@ -2,8 +2,8 @@
 
 Standard output has lines of two types: `state` (`status_hz`; see `_state`), and one `answer` (`ask`, `ok`, `message`)
 to every request but `alive` and `stop`. A request on standard input has a key `ask`: `alive` (the console is there),
-`stop`, `arm`, `disarm`, `start`, `reset`, `task` (with `text`), `record`, `end` (of the recording), `label` (with
-`success`).
+`stop`, `arm`, `disarm`, `start`, `reset`, `take` (the arm over from the policy), `give` (it back), `task` (with
+`text`), `record`, `end` (of the recording), `label` (with `success`).
 
 `stop` is acted upon in the thread that reads, whatever the node does meanwhile. With `button` this node presses the
 emergency stop for the console, and says five times a second whether it is pressed, as long as the console is heard.
@@ -37,7 +37,7 @@ SAID_S = 3.5
 CHUNKS_S = 2.0
 """After so long without a usable chunk none come any more."""
 
-MOVING = ("arm", "start")
+MOVING = ("arm", "start", "take", "give")
 E_STOPPED = "ESTOPPED"
 UNKNOWN = "_UNKNOWN_"
 """Part of the name that rmw gives a node that it has not discovered yet."""
@@ -239,9 +239,9 @@ class OperatorNode(MolmoNode):
         return (state, values) if time.monotonic() - heard < SILENT_S else ("", {})
 
     def _state(self) -> dict[str, object]:
-        """executor: its state, empty while it is silent, with its reason. chunk_age_ms, latency_ms: as text, or empty.
-        chunks: whether usable ones come. stops: who presses the e-stop. driver: [level, words], or null. said: [level,
-        words] by node. ready: requests that can be made."""
+        """executor: its state, empty while it is silent, with its reason. drives, handover: who moves the arm, and who
+        has it. chunk_age_ms, latency_ms: as text, or empty. chunks: whether usable ones come. stops: who presses the
+        e-stop. driver: [level, words], or null. said: [level, words] by node. ready: requests that can be made."""
         state, values = self._state_of()
         now = time.monotonic()
         said = {name: (level, words) for name, (at, level, words, _) in self._said.items() if now - at < SAID_S}
@@ -251,6 +251,8 @@ class OperatorNode(MolmoNode):
         return {
             "executor": state,
             "reason": values.get("reason", ""),
+            "drives": values.get("drives", ""),
+            "handover": values.get("handover", ""),
             "chunk_age_ms": values.get("chunk_age_ms", ""),
             "latency_ms": latency,
             "chunks": now - self._chunk_at < CHUNKS_S,
