@@ -5,7 +5,6 @@ where it is."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,33 +136,3 @@ def test_ten_handovers_over_ros_without_a_jump(teleop: TeleopCell, cell: FaultCe
         teleop.give_back()
     cell.await_state("TRACKING", "following the policy")
     assert cell.within_limits()
-
-
-@pytest.mark.slow
-def test_a_leader_with_motors_follows_the_arm_and_lets_go_when_it_drives(tmp_path: Path) -> None:
-    parameters = {**PATIENCE, "leader_timeout_s": 0.5, "leader_match_rad": 0.1}
-    with (
-        Person(tmp_path / "leader") as person,
-        Companion() as companion,
-        NodeProcess(EXECUTOR, ros_arguments(parameters), tmp_path / "executor.log") as executor,
-        teleop_process(tmp_path, person, follow=True) as node,
-    ):
-        cell = FaultCell(companion)
-        teleop = TeleopCell(cell)
-        wait_until(lambda: cell.state == "DISARMED", lambda: f"the executor; it wrote\n{executor.output}", START_S)
-        cell.begin()
-        cell.track()
-
-        def together() -> bool:
-            return bool(teleop.leads) and bool(np.abs(teleop.leads[-1] - cell.sent()[-1])[ARM].max() < 0.15)
-
-        wait_until(together, lambda: f"the leader to come; it wrote\n{node.output}", 20.0)
-        assert person.rig.holds
-        teleop.take_over()
-        wait_until(lambda: not person.rig.holds, lambda: f"the leader to let go; it wrote\n{node.output}")
-        person.wants = teleop.leads[-1].copy()
-        person.sway(1.5)
-        teleop.give_back()
-        wait_until(lambda: person.rig.holds, lambda: f"the leader to follow; it wrote\n{node.output}")
-        cell.await_state("TRACKING", "following the policy")
-        assert cell.within_limits()
