@@ -29,6 +29,8 @@ class Words:
     start: str
     arm_or_start: str
     moving: str
+    take: str
+    take_anew: str
 
 
 KEYS = Words(
@@ -40,6 +42,8 @@ KEYS = Words(
     start="s goes to the start pose",
     arm_or_start="a arms, s arms and goes to the start pose",
     moving="SPACE stops at once, d disarms in order",
+    take="h takes over with the leader",
+    take_anew="h takes over anew, p gives the arm back to the policy",
 )
 BUTTONS = Words(
     me="this panel",
@@ -50,16 +54,19 @@ BUTTONS = Words(
     start="Start pose works already",
     arm_or_start="press Arm, or Start pose, which arms too",
     moving="STOP or the space bar stops at once, Disarm in order",
+    take="press Take over to lead the arm",
+    take_anew="press Take over anew, or Give back to the policy",
 )
 
 
-def next_step(state: Mapping[str, Any], missing: Sequence[str], policy: bool, words: Words) -> str:
+def next_step(state: Mapping[str, Any], missing: Sequence[str], policy: bool, words: Words, leads: bool = False) -> str:
     """What to do next.
 
     Args:
         state: what is heard, as `RobotWatch.state` has it; may be empty.
         missing: nodes that have not spoken yet.
         policy: a policy or an expert belongs to the robot.
+        leads: there is something that a person can take over with.
     """
     executor, ready = state.get("executor", ""), state.get("ready", [])
     if not executor or "arm" not in ready:
@@ -78,6 +85,10 @@ def next_step(state: Mapping[str, Any], missing: Sequence[str], policy: bool, wo
         return _before_arming(state, policy, words)
     if executor == "STOPPING":
         return "wait: the arm comes to rest"
+    if leads and state.get("handover") == "teleop: holding":
+        return words.take_anew
+    if executor == "HOLDING" and leads and not policy and state.get("handover", "policy") in ("", "policy"):
+        return words.take
     if executor == "HOLDING" and not state.get("task"):
         return words.task
     return words.moving

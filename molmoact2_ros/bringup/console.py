@@ -24,12 +24,15 @@ ASKED = {
     "disarm": "disarming",
     "start": "to the start pose",
     "reset": "resetting the e-stop",
+    "take": "taking over",
+    "give": "giving back",
     "task": "telling the task",
     "record": "starting a recording",
     "end": "ending the recording",
     "label": "labelling",
 }
 ASKING_KEYS = {"a": "arm", "d": "disarm", "s": "start", "r": "reset"}
+HANDOVER = {"h": "take", "p": "give"}
 LABELS = {"g": True, "b": False}
 
 
@@ -82,6 +85,16 @@ class Console:
         """Whether the arm may be moved now, for all that is known."""
         return self.state.get("executor", "") not in LET_GO
 
+    @property
+    def leads(self) -> bool:
+        """Whether there is something to take over with."""
+        return "teleop" in self.nodes
+
+    @property
+    def taken(self) -> bool:
+        """Whether a person has the arm."""
+        return self.state.get("handover", "policy") not in ("", "policy")
+
     def key(self, key: Key) -> list[Request]:
         """Take a key; returns what is to be asked for."""
         with self._lock:
@@ -107,6 +120,10 @@ class Console:
             self.quit = True
         elif name == "t":
             self.typed = ""
+        elif name in HANDOVER and not self.leads:
+            self.answer = (False, "nobody can take over; start with --teleop, for instance so101_leader:PORT")
+        elif name in HANDOVER:
+            return self._ask(HANDOVER[name])
         elif name in ("e", "l") and not self.records:
             self.answer = (False, "nothing is recorded; start with --record DIR")
         elif name == "e":
@@ -193,7 +210,7 @@ class Console:
         """What to do next."""
         if self.ending:
             return ENDING
-        return next_step(self.state, self.missing(), not self._no_policy, KEYS)
+        return next_step(self.state, self.missing(), not self._no_policy, KEYS, self.leads)
 
     def rows(self) -> list[Row]:
         """The display, from top to bottom."""
@@ -207,6 +224,9 @@ class Console:
                 Row("task", f"{task}   |   chunk age {age}   |   policy {latency}"),
                 Row("e-stop", ", ".join(self.state.get("stops", [])) or "nobody presses"),
             ]
+            if self.leads:
+                drives, handover = self.state.get("drives", ""), self.state.get("handover", "")
+                out.append(Row("drives", f"{drives or '-'}   |   the arm is with: {handover or '-'}"))
             if self.records:
                 out.append(Row("bag", "recording" if self.recording else "idle", "red" if self.recording else ""))
             out += [
@@ -237,7 +257,8 @@ class Console:
         if self.labelling:
             return "the last episode was: g good, b bad; SPACE STOPS"
         bag = f"   e {'end' if self.recording else 'begin'} recording   l label" if self.records else ""
-        return f"SPACE STOP   a arm   d disarm   s start pose   t task   r reset{bag}   q quit"
+        hand = "   h take over   p give back" if self.leads else ""
+        return f"SPACE STOP   a arm   d disarm   s start pose   t task   r reset{hand}{bag}   q quit"
 
     def plain(self) -> list[str]:
         """The same for a file: one line a subject, without what changes all the time."""

@@ -99,6 +99,7 @@ def robot_arguments(family: str) -> tuple[Argument, ...]:
             DRIVERS,
         ),
         *hardware,
+        Argument("teleop", "", "What a person takes over with: so101_leader:[ID@]PORT, gamepad, ...; empty: nothing."),
         Argument("cameras", "", f"Of a robot, <name>=<source> with commas between: {camera_example(family)}."),
         Argument(
             "speed_scale", "0.0", "Times the speed of the arm's joints; 0: as the files say. 0.3 for a first run."
@@ -146,7 +147,7 @@ def options_of(values: Mapping[str, str]) -> Options:
     """
     given: dict[str, Any] = {}
     as_written = ("robot", "task", "policy", "checkpoint", "record", "namespace", "config", "driver", "robot_ip")
-    for name in (*as_written, "calibration_id"):
+    for name in (*as_written, "calibration_id", "teleop"):
         if name in values:
             given[name] = values[name]
     for name in ("sim", "emulated", "visualize", "panel"):

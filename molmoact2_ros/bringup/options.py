@@ -49,6 +49,9 @@ class Options:
         cameras: where the images of a robot come from, each `<name>=<source>`, such as
             `front=v4l2:/dev/v4l/by-path/...`; empty leaves what the config file says.
         speed_scale: times the speed of the arms' joints, for executor and driver alike; 0 leaves what the files say.
+        teleop: what a person takes over with, `KIND[:[ID@]PORT]`: `so101_leader:blue@/dev/serial/by-id/...`,
+            `yam_leader:can_left_leader,can_right_leader`, `gamepad` or `keyboard`; empty: nothing. Without a port the
+            simulated cell gets an emulated SO leader.
         operator: a console on the other end of the operator node: `keys` has a key that stops the arm, whose silence
             is a stop, too; `lines` only shows; empty: there is none.
         panel: serve the operator's page for a browser on this machine.
@@ -78,6 +81,7 @@ class Options:
     speed_scale: float = 0.0
     operator: str = ""
     panel: bool = False
+    teleop: str = ""
 
 
 def namespace_of(options: Options) -> str:

@@ -18,12 +18,14 @@ from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.franka_droid import FRANKA_HAND, FrankaDroid
 from molmoact2_ros.parameter_files import parameters_for, robot_files, user_files
 from molmoact2_ros.share import PACKAGE, bundled_checkpoint, share_path
+from molmoact2_ros.simulation.emulators.leader import CALIBRATION, PORT
+from molmoact2_ros.teleoperation.opening import EXAMPLE, FAMILIES, parts_of
 
 Value = bool | int | float | str | list[str] | list[float]
 """What a ROS parameter of this package can hold."""
 
 ROOMS = {
-    **dict.fromkeys(("sim_node", "expert_node", "episode_node", "film_node"), "nodes.sim"),
+    **dict.fromkeys(("sim_node", "expert_node", "episode_node", "film_node", "leader_node"), "nodes.sim"),
     **dict.fromkeys(("drill_node", "unasked_node", "replay_node", "probe_node", "onlooker_node"), "nodes.bench"),
 }
 """Where a node's module is; all others are in `nodes`."""
@@ -181,7 +183,7 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     joints = cell.said("executor", *JOINT_STATES)
     found = []
     if options.sim:
-        link = options.link_prefix or f"molmoact2_{cell.namespace.strip('/').replace('/', '_')}"
+        link = link_of(cell)
         bus = str(Path(tempfile.gettempdir()) / f"{link}_bus") if options.emulated else ""
         given, derived = cell.chosen("seed")
         parameters: dict[str, Value] = {**given, **speed, "link_prefix": link, "emulated_bus": bus}
@@ -211,6 +213,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     silence: dict[str, Value] = {} if options.sim or external(options) else {"acknowledgement_timeout_s": 1.0}
     if options.operator == "keys" or (options.panel and cell.written("panel").get("hold_to_run")):
         silence["e_stop_heartbeat_s"] = BUTTON_SILENCE_S
+    if options.teleop and options.policy == "none":
+        silence["arm_needs_chunk"] = False  # a person shows what is to be done
     found.append(node("executor_node", speed, {**silence, **franka_ros2_parameters(options)}))
     if options.visualize or options.film or options.picture:
         shown = {**views, **checkpoint, **joints, "base_frame": robot.base_link}
@@ -225,6 +229,8 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
         found.append(node("recorder_node", {"directory": options.record}, {**views, **checkpoint, **files}))
     if driven_by_itself(options):
         found.append(node("episode_node", *cell.chosen("task", "episodes", "seed", "episode_timeout_s")))
+    if options.teleop:
+        found += teleop_nodes(cell)
     if options.operator:
         # Whoever is left without it has no key that stops the arm: the run ends, and the arm is brought to rest.
         parameters = {"button": options.operator == "keys", "asks_policy": options.policy == "molmoact2"}
@@ -232,6 +238,37 @@ def nodes(options: Options) -> tuple[NodeSpec, ...]:
     if options.panel:
         found.append(node("panel_node", on_end=OnEnd.REPORTED if driven_by_itself(options) else OnEnd.RESTARTED))
     return tuple(found)
+
+
+def teleop_nodes(cell: Cell) -> list[NodeSpec]:
+    """The node of what a person takes over with, and the leader arm that it reads where that is emulated.
+
+    Raises:
+        ValueError: there is no such teleoperator, or it does not fit the robot.
+    """
+    options = cell.options
+    kind, name, ports = parts_of(options.teleop)
+    given: dict[str, Value] = {"teleoperator": kind}
+    if name:
+        given["calibration_id"] = name
+    found = []
+    if FAMILIES.get(kind, cell.robot.family) != cell.robot.family:
+        raise ValueError(f"a {kind} leads an arm of its own kind ({FAMILIES[kind]}), and the robot is {options.robot}")
+    if FAMILIES.get(kind) == "so101" and options.sim and not ports:
+        folder = str(Path(tempfile.gettempdir()) / f"{link_of(cell)}_leader")
+        found.append(cell.node("leader_node", {"folder": folder}, on_end=OnEnd.REPORTED))
+        ports = (f"{folder}/{PORT}",)
+        given |= {"calibration_dir": folder, "calibration_id": CALIBRATION}
+    if ports:
+        given["ports"] = list(ports)
+    elif kind in FAMILIES and not cell.written("teleop").get("ports"):
+        raise ValueError(f"nothing says where the leader is: teleop {kind}:PORT, for instance {EXAMPLE}")
+    return [*found, cell.node("teleop_node", given, on_end=OnEnd.RESTARTED)]
+
+
+def link_of(cell: Cell) -> str:
+    """What the simulated cell's shared memory and emulated buses are called."""
+    return cell.options.link_prefix or f"molmoact2_{cell.namespace.strip('/').replace('/', '_')}"
 
 
 def _check_real_cameras(options: Options, sources: Any) -> None:

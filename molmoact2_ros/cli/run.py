@@ -38,6 +38,9 @@ def add(commands: Commands) -> None:
     option("--port", "--ports", default="", metavar="P", help="serial port of an SO arm, CAN channels of YAM")
     option("--robot-ip", default="", metavar="IP", help="of a Franka, for this package's own driver")
     option("--calibration-id", default="", metavar="ID", help="what lerobot-calibrate was told as --robot.id")
+    option(
+        "--teleop", default="", metavar="T", help="so101_leader:[ID@]PORT, gamepad, ...; the key h takes over with it"
+    )
     option("--cameras", default="", metavar="N=S,...", help="front=v4l2:/dev/v4l/by-path/...,wrist=realsense:SERIAL")
     option("--checkpoint", default="", metavar="DIR|ID", help="checkpoint directory or Hugging Face id")
     option("--policy", choices=("molmoact2", "expert", "none"), default="molmoact2", help="who decides (%(default)s)")
@@ -137,6 +140,7 @@ def options_from(arguments: argparse.Namespace, operator: str) -> Options:
         cameras=parts(arguments.cameras),
         speed_scale=arguments.speed_scale,
         operator=operator,
+        teleop=arguments.teleop,
     )
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -92,6 +92,9 @@ class So101Driver:
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     line: LineCounters = field(default_factory=LineCounters)
 
+    LEADER: ClassVar[bool] = False
+    """Whether it is a leader arm: lerobot calibrates it as another kind of device."""
+
     def __post_init__(self) -> None:
         self.robot = embodiment("so101")
         self._follower: Any = None
@@ -112,14 +115,15 @@ class So101Driver:
         self.disconnect()
         hardware_package("scservo_sdk", "so101", "Feetech's SDK (feetech-servo-sdk)")
         port = _checked_port(self.config.port)
+        kind, arm = ("teleop", "so101_leader") if self.LEADER else ("robot", "so101_follower")
         command = (
-            f"lerobot-calibrate --robot.type=so101_follower --robot.port={self.config.port} "
-            f"--robot.id={self.config.calibration_id}"
+            f"lerobot-calibrate --{kind}.type={arm} --{kind}.port={self.config.port} "
+            f"--{kind}.id={self.config.calibration_id}"
         )
         if self.config.calibration_dir:
-            command += f" --robot.calibration_dir={self.config.calibration_dir}"
-        path = calibration_path(self.config.calibration_dir, self.config.calibration_id)
-        check_calibration(path, self.robot, command)
+            command += f" --{kind}.calibration_dir={self.config.calibration_dir}"
+        path = calibration_path(self.config.calibration_dir, self.config.calibration_id, self.LEADER)
+        check_calibration(path, self.robot, command, self.LEADER)
         follower = self._make_follower(port, path.parent)
         bus = follower.bus
         try:

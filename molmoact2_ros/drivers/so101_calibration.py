@@ -23,6 +23,8 @@ DEGREES_A_TICK = 360.0 / LAST_TICK
 MORE_DEGREES, LESS_DEGREES = 45.0, 30.0
 """A recorded range may be so much wider or narrower than the URDF's. Arms whose stops are printed or worn otherwise
 have up to 36 degrees more and 24 less; half of what an end lacks is what the joint's zero is off."""
+HANDLE_DEGREES = 15.0
+"""The handle of a leader goes at least so far."""
 _WHOLE_TURN = "wrist_roll"
 """lerobot does not record this joint's range: it gives it the whole turn, with zero where the arm was put at first."""
 _NAMED = 5
@@ -36,8 +38,8 @@ _FIELDS = {
 }
 
 
-def calibration_path(folder: str, name: str) -> Path:
-    """Where lerobot keeps the calibration `name`; an empty folder is lerobot's own.
+def calibration_path(folder: str, name: str, leader: bool = False) -> Path:
+    """Where lerobot keeps the calibration `name` of a follower, or of a `leader`; an empty folder is lerobot's own.
 
     Raises:
         DriverError: the folder is something else than a folder.
@@ -46,18 +48,22 @@ def calibration_path(folder: str, name: str) -> Path:
         place = Path(os.path.expanduser(folder))
     else:
         from lerobot.robots.so_follower import SO101Follower
+        from lerobot.teleoperators.so_leader import SO101Leader
+        from lerobot.utils.constants import TELEOPERATORS
 
-        place = _lerobots_own() / SO101Follower.name
+        robots = _lerobots_own()
+        place = robots.parent / TELEOPERATORS / SO101Leader.name if leader else robots / SO101Follower.name
     if os.path.exists(place) and not os.path.isdir(place):
         raise DriverError(f"calibration_dir {place} is a file, expected the folder that holds {name}.json")
     return place / f"{name}.json"
 
 
-def check_calibration(path: Path, robot: Embodiment, command: str) -> None:
+def check_calibration(path: Path, robot: Embodiment, command: str, leader: bool = False) -> None:
     """Look at a calibration file.
 
     Args:
         command: what makes the file anew, for the messages.
+        leader: it is of a leader arm, whose handle goes less far than a jaw.
 
     Raises:
         DriverError: it is not there or cannot be read, is not in lerobot's present form, or holds a range that its
@@ -71,7 +77,7 @@ def check_calibration(path: Path, robot: Embodiment, command: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise DriverError(f"cannot read the calibration {path}: {reason}; {again}") from error
-    wrong = _form(text, robot) or "; ".join(_ranges(json.loads(text), robot))
+    wrong = _form(text, robot) or "; ".join(_ranges(json.loads(text), robot, leader))
     if wrong:
         raise DriverError(f"calibration {path}: {wrong}; {again}")
 
@@ -185,13 +191,15 @@ def _entry(entry: Any, number: int) -> str:
     return f"has id {entry['id']}, expected {number}" if entry["id"] != number else ""
 
 
-def _ranges(content: dict[str, dict[str, int]], robot: Embodiment) -> list[str]:
+def _ranges(content: dict[str, dict[str, int]], robot: Embodiment, leader: bool) -> list[str]:
     """What is wrong with the ranges, one line a joint."""
     found = []
     for name, travel in zip(robot.joint_names, TRAVEL, strict=True):
         low, high = content[name]["range_min"], content[name]["range_max"]
         width, came = (high - low) * DEGREES_A_TICK, f"range_min {low}, range_max {high}"
         least, most = travel - LESS_DEGREES, travel + MORE_DEGREES
+        if leader and name == "gripper":
+            least = HANDLE_DEGREES
         if low == high:
             wrong = f"has equal ends ({came}): it was not moved while ranges were recorded"
         elif low > high:

@@ -45,6 +45,11 @@ class ExecutorConfig:
         ensemble_decay: see `Ensemble`.
         binary_grippers: grippers are told to be open or closed, never between.
         workspaces: one box an arm; None takes the robot's own, which is generous.
+        leader_timeout_s: a leader whose newest reading is older is lost, and the arm holds.
+        leader_max_speed: of a hand at a leader, rad/s; two readings further apart are none of one leader.
+        leader_match_rad: how near the leader's arm joints must be to the arm's before it drives; 0: anywhere, it then
+            drives relative to where it was until both meet.
+        leader_match_timeout_s: how long a leader may take to come that near.
     """
 
     rate_hz: float = 100.0
@@ -76,6 +81,10 @@ class ExecutorConfig:
     ensemble_decay: float = 0.01
     binary_grippers: bool = False
     workspaces: tuple[Workspace, ...] | None = None
+    leader_timeout_s: float = 0.25
+    leader_max_speed: float = 15.0
+    leader_match_rad: float = 0.0
+    leader_match_timeout_s: float = 5.0
 
     def check(self, robot: Embodiment) -> None:
         """Hold what depends on the robot against it.
@@ -114,6 +123,10 @@ class Counters:
     joint_state_jumps: int = 0
     joint_states_repeated: int = 0
     joint_states_out_of_order: int = 0
+    takeovers: int = 0
+    leader_refused: int = 0
+    leader_repeated: int = 0
+    leader_out_of_order: int = 0
     slow_downs: int = 0
     clock_jumps: int = 0
     late_rows: int = 0
@@ -123,3 +136,4 @@ class Counters:
     """Stops for which the path had no room in good time: each joint stopped as fast as it could."""
     last_refusal: str = ""
     last_ignored: str = ""
+    last_leader_refusal: str = ""

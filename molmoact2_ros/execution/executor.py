@@ -22,14 +22,13 @@ from molmoact2_ros.execution.chunk import Chunk, ChunkMessage, Refusal
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
 from molmoact2_ros.execution.feedback import Feedback
 from molmoact2_ros.execution.figures import shown
+from molmoact2_ros.execution.handover import Handover
 from molmoact2_ros.execution.joint_states import ReadingError
 from molmoact2_ros.execution.motion import Motion
-from molmoact2_ros.execution.mover import Mover
-from molmoact2_ros.execution.ramp import Ramp
+from molmoact2_ros.execution.mover import Mover, Path
 from molmoact2_ros.execution.steady_target import SteadyTarget
 from molmoact2_ros.execution.supervisor import FOLLOWING, LET_GO, Change, Event, State, Supervisor
-from molmoact2_ros.execution.timeline import Timeline
-from molmoact2_ros.execution.watch import Finding, Watch
+from molmoact2_ros.execution.watch import Watch
 
 Array = NDArray[np.float64]
 
@@ -56,14 +55,11 @@ class Executor:
         safe, timeline = self._mover.limiter.safe, self._mover.timeline
         self._admission = Admission(robot, config, safe, timeline, self._feedback, self.counters)
         self._steady = SteadyTarget(robot)
+        self.handover = Handover(robot, config, self._mover, self._supervisor, self._lock, self._stop, self._drop)
         self._engaged = False
-        self._arming = ""
+        self._arming = self._e_stop_reason = self._hardware_fault = self._out_of_bounds = ""
         self._rest_ns: int | None = None
-        self._refused_ticks = 0
         self._last_tick_ns: int | None = None
-        self._e_stop_reason = ""
-        self._hardware_fault = ""
-        self._out_of_bounds = ""
 
     # -- what the outside sees ------------------------------------------------------------------------------------
 
@@ -116,7 +112,7 @@ class Executor:
     def values(self, now_ns: int) -> dict[str, object]:
         """What `executor/state` says beside state and reason, ready to print."""
         with self._lock:
-            return shown(now_ns, self._mover, self._feedback, self._watch, self.counters)
+            return shown(now_ns, self._mover, self._feedback, self._watch, self.handover, self.counters)
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Executor:
             chunk = self._admission.consider(checked, now_ns, begin_ns, rest_ns, ramping=self._mover.ramp is not None)
             if not isinstance(chunk, Chunk):
                 return chunk
-            if not self._supervisor.accepts(Event.CHUNK):
+            if self.handover.active or not self._supervisor.accepts(Event.CHUNK):
                 self.counters.chunks_previewed += 1
                 return None
             rows = self._admission.prepare(chunk, self._mover.rest)
@@ -174,7 +170,7 @@ class Executor:
         with self._lock:
             # Meanwhile the arm may have been stopped, or a stop may have ended.
             stopped = self._admission.reason_to_ignore(chunk, self._mover.ramp is not None)
-            if stopped or not self._supervisor.accepts(Event.CHUNK):
+            if stopped or self.handover.active or not self._supervisor.accepts(Event.CHUNK):
                 return None
             commanded_ns = self._mover.commanded_ns(now_ns)
             outside = self._admission.splice(curve, commanded_ns, self._mover.motion, self._mover.guard)
@@ -193,7 +189,8 @@ class Executor:
     def on_task(self, now_ns: int) -> None:
         """A new task, or the same once more: chunks observed before it no longer count."""
         with self._lock:
-            self._stop(Event.HALT, "new task; waiting for its first chunk", now_ns)
+            if not self.handover.active:  # a person goes on, and no chunk counts before the arm is given back
+                self._stop(Event.HALT, "new task; waiting for its first chunk", now_ns)
 
     def on_e_stop(self, pressed: bool, now_ns: int, reason: str = "e-stop pressed; release it") -> None:
         """Latch an emergency stop; its release alone changes nothing. `reason`: what is wrong while it is `pressed`."""
@@ -263,7 +260,7 @@ class Executor:
             jump = self._watch.clock(now_ns, self._last_tick_ns)
             if jump is not None:
                 self.counters.clock_jumps += 1
-                self._act(jump, now_ns)
+                self._stop(jump.event, jump.reason, now_ns)
                 if self._mover.stops.due_ns is not None:  # what was computed counts from before the jump
                     stopped = self._supervisor.state is State.ESTOPPED
                     self._mover.stops.set_time(self._mover.due_ns(now_ns), None if stopped else self._mover.rest)
@@ -276,8 +273,11 @@ class Executor:
                 self._mover.last_due_ns = due_ns
                 return self._mover.motion.position
             if jump is None:  # after a jump every reading looks old or new until the next ones have come
-                self._act(self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING), now_ns)
+                found = self._watch.inputs(now_ns, self._supervisor.state is State.HOLDING)
+                if found is not None:
+                    self._stop(found.event, found.reason, now_ns)
                 self._watch_horizon(now_ns, due_ns)
+                self.handover.tick(now_ns)
             path = self._path(due_ns)
             if path is not None:
                 setpoint = self._mover.follow(path, due_ns)
@@ -286,30 +286,25 @@ class Executor:
             self._mover.last_due_ns = due_ns
             if self._mover.limiter.blocked is not None:
                 self._stop(Event.HALT, self._mover.guard.reason, now_ns)
-            self._refused_ticks = self._refused_ticks + 1 if self._mover.limiter.refusal else 0
-            if self._refused_ticks * self._mover.period_s > self.config.refusal_s:
+            if self._mover.refused_s > self.config.refusal_s:
                 self._stop(Event.HALT, f"limits: {self._mover.limiter.refusal}", now_ns)
-            if path is None and self._mover.motion.still:
+            rests = path is None and self._mover.motion.still
+            if rests:
                 self._mover.stops.ended()
                 self._supervisor.handle(Event.AT_REST, "")
                 if self._supervisor.state in LET_GO:
                     self._release(now_ns)
-            rests = path is None and self._mover.motion.still
             self._rest_ns = None if not rests else self._rest_ns or now_ns
             self._watch.commanded(setpoint)
             fresh = None if self._feedback.stale(now_ns) else self._feedback.position
             self._steady.note(setpoint, fresh, now_ns)
             return setpoint
 
-    def _path(self, due_ns: int) -> Timeline | Ramp | None:
+    def _path(self, due_ns: int) -> Path | None:
         """What moves the arm; None when nothing does."""
         return self._mover.path(due_ns) if self._supervisor.state in FOLLOWING else None
 
     # -- stops ------------------------------------------------------------------------------------------------------
-
-    def _act(self, finding: Finding | None, now_ns: int) -> None:
-        if finding is not None:
-            self._stop(finding.event, finding.reason, now_ns)
 
     def _stop(self, event: Event, reason: str, now_ns: int) -> bool:
         """Hand `event` to the supervisor; where it stops the arm, on the path if that fits, after a fault or an e-stop
@@ -331,10 +326,12 @@ class Executor:
 
     def _drop(self, now_ns: int) -> None:
         self._mover.ramp = None
+        self.handover.interrupted()
         self._admission.drop(now_ns)
 
     def _release(self, now_ns: int) -> None:
         self._engaged = False
+        self.handover.end()
         self._mover.stops.forget()
         self._watch.end()
         self._drop(now_ns)
@@ -384,7 +381,7 @@ class Executor:
         state = self._supervisor.state
         if self._mover.arrived(due_ns):
             self._stop(Event.ARRIVED, "at the start pose; waiting for an action chunk", now_ns)
-        if state not in FOLLOWING or self._mover.ramp is not None:
+        if state not in FOLLOWING or self._mover.ramp is not None or self._mover.leader is not None:
             return
         ending = self._admission.ending(now_ns, due_ns, self._out_of_bounds, slowing=state is State.STOPPING)
         if ending is None:

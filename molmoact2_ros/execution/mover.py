@@ -1,7 +1,9 @@
-"""What moves the arm from one set-point to the next: the chunk's timeline or a ramp, through limits, to a stop."""
+"""What moves the arm from one set-point to the next: a chunk's timeline, a ramp or a leader, through limits, to a
+stop."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,8 @@ from numpy.typing import NDArray
 
 from molmoact2_ros.embodiments import Embodiment, JointLimits
 from molmoact2_ros.execution.config import Counters, ExecutorConfig
-from molmoact2_ros.execution.limits import Limiter
+from molmoact2_ros.execution.leader_path import LeaderPath
+from molmoact2_ros.execution.limits import Limiter, Reference
 from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.ramp import Ramp
 from molmoact2_ros.execution.safe_set import VelocityBounds
@@ -18,6 +21,11 @@ from molmoact2_ros.execution.timeline import Timeline
 from molmoact2_ros.execution.workspace import WorkspaceGuard
 
 Array = NDArray[np.float64]
+Path = Timeline | Ramp | LeaderPath
+
+DRIVES = {Timeline: "policy", Ramp: "ramp", LeaderPath: "teleop"}
+"""Who drives, by what moves the arm; nobody does while nothing is followed."""
+NOBODY = "nobody"
 
 
 def _bounds(robot: Embodiment, limits: JointLimits) -> VelocityBounds:
@@ -35,12 +43,15 @@ class Mover:
 
     Attributes:
         ramp: the way to the start pose while it is under way; it goes before the timeline.
+        leader: what a person at a leader asks for while he drives; it goes before both.
+        drives: who moved the arm in the last tick: policy, teleop, ramp or nobody.
         rest: where grippers keep going when the arm stops, (dof,).
+        refused_s: how long the limits' planner has refused, s.
         last_due_ns: the moment that the last set-point was for; None before the first.
     """
 
     def __init__(self, robot: Embodiment, config: ExecutorConfig, counters: Counters) -> None:
-        self._robot = robot
+        self._robot, self.counters = robot, counters
         groups = [list(range(robot.dof))[arm] for arm in robot.arms] + [[j] for j in robot.gripper_indices]
         arms = len(robot.arms)
         self.period_s = 1.0 / config.rate_hz
@@ -58,6 +69,9 @@ class Mover:
         self.stops = Stops(self.limiter, self.guard, arms, counters)
         self.timeline = Timeline(limits, robot.gripper_indices, config.blend_s, config.slow_down_s)
         self.ramp: Ramp | None = None
+        self.leader: LeaderPath | None = None
+        self.drives = NOBODY
+        self.refused_s = 0.0
         self.rest = robot.rest_position.copy()
         self.last_due_ns: int | None = None
 
@@ -79,6 +93,7 @@ class Mover:
         self.rest = self.limiter.motion.position.copy()
         self.guard.begin(self.rest)
         self.stops.forget()
+        self.drives, self.refused_s = NOBODY, 0.0
         self.last_due_ns = None
 
     def due_ns(self, now_ns: int) -> int:
@@ -89,9 +104,9 @@ class Mover:
         """What moment the last command was for; with none since arming, what the next one is for."""
         return self.due_ns(now_ns) if self.last_due_ns is None else self.last_due_ns
 
-    def path(self, due_ns: int) -> Timeline | Ramp | None:
+    def path(self, due_ns: int) -> Path | None:
         """What moves the arm at `due_ns`; None when its end is reached."""
-        path = self.timeline if self.ramp is None else self.ramp
+        path: Path = self.leader or self.ramp or self.timeline
         return None if path.finished(due_ns) else path
 
     def ramp_to(self, pose: Array, speed: float, now_ns: int) -> Ramp:
@@ -113,7 +128,7 @@ class Mover:
         """Whether a ramp is under way and has reached its end."""
         return self.ramp is not None and (self.ramp.reached(self.motion) or self.ramp.finished(due_ns))
 
-    def follow(self, path: Timeline | Ramp, due_ns: int) -> Array:
+    def follow(self, path: Path, due_ns: int) -> Array:
         """The set-point (dof,) for `due_ns` on `path`."""
         first: list[Motion] = []
 
@@ -124,11 +139,18 @@ class Mover:
                 first.append(wanted)
             return wanted
 
-        setpoint = self.limiter.step(reference, self._none_braked)
+        setpoint = self._step(reference, self._none_braked)
+        self.drives = DRIVES[type(path)]
         self.rest = np.clip(first[0].position, self._robot.limits.lower, self._robot.limits.upper)
         return setpoint
 
     def brake(self, due_ns: int, grippers: bool) -> Array:
         """The set-point (dof,) for `due_ns` on the way to rest; `grippers` stop, too."""
         everything = grippers or self.stops.grippers_overdue(due_ns)
-        return self.limiter.step(None, self._all_braked if everything else self._arms_braked, self.rest)
+        self.drives = NOBODY
+        return self._step(None, self._all_braked if everything else self._arms_braked, self.rest)
+
+    def _step(self, reference: Reference | None, braked: Sequence[bool], rest: Array | None = None) -> Array:
+        setpoint = self.limiter.step(reference, braked, rest)
+        self.refused_s = self.refused_s + self.period_s if self.limiter.refusal else 0.0
+        return setpoint

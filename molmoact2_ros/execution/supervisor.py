@@ -26,7 +26,7 @@ class State(Enum):
 
 
 FOLLOWING = (State.TRACKING, State.STOPPING)
-"""States in which the chunk or the ramp, as long as there is one, moves the arm."""
+"""States in which the chunk, the ramp or the leader, as long as there is one, moves the arm."""
 LET_GO = (State.DISARMED, State.FAULT, State.ESTOPPED)
 """States in which an arm at rest is commanded no more: its driver holds it."""
 
@@ -40,6 +40,7 @@ class Event(Enum):
     DISARM = "disarm"
     CHUNK = "a chunk was accepted"
     RAMP = "a ramp to the start pose was asked for"
+    LEAD = "a leader drives"
     ARRIVED = "the ramp has ended"
     CHUNK_ENDING = "the horizon of the chunk ends"
     HALT = "an input is missing or has changed; goes on by itself with a fresh chunk"
@@ -69,6 +70,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, Step]] = {
     State.HOLDING: {
         Event.CHUNK: Step(State.TRACKING),
         Event.RAMP: Step(State.TRACKING),
+        Event.LEAD: Step(State.TRACKING),
         Event.HALT: Step(State.HOLDING),
         **_MOVING,
     },

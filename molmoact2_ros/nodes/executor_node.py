@@ -25,6 +25,7 @@ from molmoact2_ros.execution.supervisor import Change, Event, State
 from molmoact2_ros.nodes.ros.command_outputs import StampedCommand, command_output
 from molmoact2_ros.nodes.ros.executor_parameters import PARAMETERS, config_of
 from molmoact2_ros.nodes.ros.gripper_actions import GripperActions
+from molmoact2_ros.nodes.ros.handover_topics import HandoverTopics
 from molmoact2_ros.nodes.ros.joint_topics import JointTopics
 from molmoact2_ros.nodes.ros.messages import checked_chunk, nanoseconds
 from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
@@ -80,6 +81,7 @@ class ExecutorNode(MolmoNode):
         self.serve(SetBool, "executor/arm", self._on_arm)
         self.serve(Trigger, "executor/go_to_start", self._on_go_to_start)
         self.serve(Trigger, "executor/reset_e_stop", self._on_reset)
+        HandoverTopics(self, core.handover, self._publish_changes)
         self.every(0.2, self._publish_present, inactive=True)
         self.every(0.05, self._update_grippers, inactive=True)
         self.every(0.05, self._watch_heartbeat, inactive=True)
@@ -139,7 +141,7 @@ class ExecutorNode(MolmoNode):
         setpoint = core.tick(now_ns)
         if setpoint is not None:
             motion = core.motion
-            self._sent.send(motion, core.arming, now_ns)
+            self._sent.send(motion, core.arming, core.handover.drives, now_ns)
             if self._output is not None:
                 self._output.send(motion, now_ns)
         if core.pending:

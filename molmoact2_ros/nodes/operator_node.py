@@ -2,8 +2,8 @@
 
 Standard output has lines of two types: `state` (`status_hz`; see `RobotWatch.state`), and one `answer` (`ask`, `ok`,
 `message`) to every request but `alive` and `stop`. A request on standard input has a key `ask`: `alive` (the console is
-there), `stop`, `arm`, `disarm`, `start`, `reset`, `task` (with `text`), `record`, `end` (of the recording), `label`
-(with `success`).
+there), `stop`, `arm`, `disarm`, `start`, `reset`, `take` (the arm over from the policy), `give` (it back), `task` (with
+`text`), `record`, `end` (of the recording), `label` (with `success`).
 
 `stop` is acted upon in the thread that reads, whatever the node does meanwhile. With `button` this node presses the
 emergency stop for the console, and says five times a second whether it is pressed, as long as the console is heard.

@@ -19,13 +19,15 @@ TONES: Mapping[str, str] = {
     "ESTOPPED": "bad",
 }
 """The colour of a state; any other, and silence, is `unknown`."""
-ACTIONS = ("arm", "disarm", "start", "reset", "task", "record", "end", "label")
+ACTIONS = ("arm", "disarm", "start", "reset", "take", "give", "task", "record", "end", "label")
 """Requests that have a control on the page; STOP is always there and asks nobody."""
 SAID = {
     "arm": "Arm",
     "disarm": "Disarm",
     "start": "Start pose",
     "reset": "Reset",
+    "take": "Take over",
+    "give": "Give back",
     "task": "Task",
     "record": "Record",
     "end": "End recording",
@@ -105,6 +107,11 @@ class RobotView:
         return self._last not in (*LET_GO, "")
 
     @property
+    def leads(self) -> bool:
+        """Whether there is something that a person can take over with."""
+        return "teleop" in self._seen
+
+    @property
     def recording(self) -> str:
         """The episode that is being recorded, or nothing."""
         words = str(self.state.get("said", {}).get("recorder", (0, ""))[1])
@@ -126,7 +133,9 @@ class RobotView:
             "moves": self.moves,
             "tone": TONES.get(executor, "unknown"),
             "reason": state.get("reason", "") if executor else "the executor is silent: nobody knows what the arm does",
-            "next": next_step(state, missing, self._decided, BUTTONS),
+            "drives": state.get("drives", ""),
+            "leads": self.leads,
+            "next": next_step(state, missing, self._decided, BUTTONS, self.leads),
             "stops": state.get("stops", []),
             "task": state.get("task", ""),
             "tasks": self.tasks,

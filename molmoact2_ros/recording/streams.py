@@ -81,6 +81,8 @@ def streams_of(
         Stream("policy/depth_codes", "sensor_msgs/msg/Image"),
         Stream("policy/depth_updated", "sensor_msgs/msg/Image"),
         Stream("executor/command", "sensor_msgs/msg/JointState", reliable=False, depth=100),
+        Stream("executor/driving", "std_msgs/msg/Header", reliable=False, depth=100),
+        Stream("teleop/command", "sensor_msgs/msg/JointState", reliable=False, depth=100),
         Stream("executor/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
         Stream("driver/state", "diagnostic_msgs/msg/DiagnosticStatus", latched=True),
         Stream("driver/acknowledgement", "sensor_msgs/msg/JointState", reliable=False, depth=100),

@@ -55,7 +55,7 @@ ORDER = (
     {"embodiments"},
     {"execution", "cameras"},
     {"drivers", "rendering", "recording", "policy"},
-    {"simulation", "serving"},
+    {"simulation", "serving", "teleoperation"},
     {"training", "doctor"},
     {"bringup"},
     {"panel"},

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from molmoact2_ros.embodiments import Embodiment
@@ -17,7 +17,7 @@ from molmoact2_ros.execution.motion import Motion
 from molmoact2_ros.execution.rolling_piece import RollingPiece
 from molmoact2_ros.nodes.ros.messages import fill_time
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
-from molmoact2_ros.nodes.ros.qos import NEWEST
+from molmoact2_ros.nodes.ros.qos import NEWEST, SENSOR
 
 Array = NDArray[np.float64]
 
@@ -39,9 +39,10 @@ def view_of(message: Any, field: str, size: int) -> Array:
 
 
 class StampedCommand:
-    """JointState on `executor/command`, always published: what was sent this tick, when, and for which arming.
+    """JointState on `executor/command`, always published: what was sent this tick, when, and for which arming; and a
+    Header on `executor/driving` with the same stamp, whose frame_id says who drove: policy, teleop, ramp or nobody.
 
-    This package's drivers take it as their command. header.frame_id names the arming.
+    This package's drivers take the first as their command. Its header.frame_id names the arming.
     """
 
     def __init__(self, node: MolmoNode, robot: Embodiment) -> None:
@@ -49,13 +50,18 @@ class StampedCommand:
         self._position = view_of(self._message, "position", robot.dof)
         self._velocity = view_of(self._message, "velocity", robot.dof)
         self._publisher = node.output(JointState, "executor/command", NEWEST)
+        self._driving = Header()
+        self._driving_publisher = node.output(Header, "executor/driving", SENSOR)
 
-    def send(self, motion: Motion, arming: str, now_ns: int) -> None:
+    def send(self, motion: Motion, arming: str, drives: str, now_ns: int) -> None:
         """Publish `motion` (dof,), commanded at `now_ns`. Called from the command loop."""
         self._position[:], self._velocity[:] = motion.position, motion.velocity
         fill_time(self._message.header.stamp, now_ns)
         self._message.header.frame_id = arming
         self._publisher.publish(self._message)
+        fill_time(self._driving.stamp, now_ns)
+        self._driving.frame_id = drives
+        self._driving_publisher.publish(self._driving)
 
 
 class ForwardCommand:

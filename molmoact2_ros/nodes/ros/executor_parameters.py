@@ -74,6 +74,21 @@ PARAMETERS = (
         *("workspace_upper", NONE, "Upper corner of each arm's box, x y z, m; [0.0]: the robot's own."),
         of_robot=lambda robot: [float(value) for box in robot.workspaces for value in box.upper],
     ),
+    Parameter(
+        "leader_timeout_s", 0.25, "A leader whose newest reading is older is lost, and the arm holds, s.", 0.05, 2.0
+    ),
+    Parameter(
+        "leader_max_speed", 15.0, "Joints of a leader that move faster jump, and the arm holds, rad/s.", 1.0, 50.0
+    ),
+    Parameter(
+        *(
+            "leader_match_rad",
+            0.0,
+            "How near its joints must be to the arm's before a leader drives, rad; 0: anywhere.",
+        ),
+        *(0.0, 1.0),
+    ),
+    Parameter("leader_match_timeout_s", 5.0, "How long a leader may take to come that near, s.", 0.5, 60.0),
     Parameter("realtime_priority", 0, "SCHED_FIFO priority of the command loop; 0 leaves it normal.", 0, 99),
     Parameter("cpu", -1, "CPU that the command loop stays on; -1 for any.", -1, 1023),
 )
@@ -83,6 +98,7 @@ _SAME = (
     *("acknowledgement_timeout_s", "max_future_s", "position_margin", "max_tracking_error", "tracking_window_s"),
     *("tracking_error_s", "frozen_s", "frozen_travel", "refusal_s", "max_tick_gap_s", "start_tolerance"),
     *("unstamped_joint_states", "arming_steady_s", "arming_spread"),
+    *("leader_timeout_s", "leader_max_speed", "leader_match_rad", "leader_match_timeout_s"),
     *("ramp_on_arming", "ramp_speed", "speed_scale", "arm_needs_chunk", "binary_grippers"),
 )
 """Parameters that have the name of a field of the configuration."""

@@ -18,7 +18,7 @@ from molmoact2_ros.nodes.ros.operator_requests import AGAIN, CALLS, Asked, Opera
 from molmoact2_ros.nodes.ros.qos import LATCHED
 from molmoact2_ros.nodes.ros.robot_watch import RobotWatch
 
-MOVING = ("arm", "start")
+MOVING = ("arm", "start", "take", "give")
 
 
 class OperatorDesk:

@@ -37,6 +37,8 @@ CALLS: Mapping[str, tuple[type, str, Callable[[Asked], Any]]] = {
     "disarm": (SetBool, "executor/arm", lambda _: SetBool.Request(data=False)),
     "start": (Trigger, "executor/go_to_start", lambda _: Trigger.Request()),
     "reset": (Trigger, "executor/reset_e_stop", lambda _: Trigger.Request()),
+    "take": (Trigger, "executor/take_over", lambda _: Trigger.Request()),
+    "give": (Trigger, "executor/give_back", lambda _: Trigger.Request()),
     "task": (SetParameters, "policy/set_parameters", _task),
     "record": (Trigger, "recorder/start", lambda _: Trigger.Request()),
     "end": (Trigger, "recorder/stop", lambda _: Trigger.Request()),

@@ -67,7 +67,8 @@ class RobotWatch:
         return node in self._said and time.monotonic() - self._said[node][0] < SAID_S
 
     def state(self, ready: list[str]) -> dict[str, Any]:
-        """executor: its state, empty while it is silent, with its reason. chunk_age_ms, latency_ms: as text, or empty.
+        """executor: its state, empty while it is silent, with its reason. drives, handover: who moves the arm, and who
+        has it. chunk_age_ms, latency_ms: as text, or empty.
         chunks: whether usable ones come. stops: who presses the e-stop. driver: [level, words], or null. said: [level,
         words] by node. ready: requests that can be made. limited_ticks: since the executor began, as text."""
         state, values = self._state_of()
@@ -78,6 +79,8 @@ class RobotWatch:
         return {
             "executor": state,
             "reason": values.get("reason", ""),
+            "drives": values.get("drives", ""),
+            "handover": values.get("handover", ""),
             "chunk_age_ms": values.get("chunk_age_ms", ""),
             "latency_ms": latency,
             "limited_ticks": values.get("limited_ticks", ""),

@@ -222,7 +222,6 @@ def points_of(message: PointCloud2) -> tuple[NDArray[np.float32], NDArray[np.uin
 _RGB_TYPES = (PointField.FLOAT32, PointField.UINT32)
 
 
-
 def _gone(header: Header, namespace: str, numbers: Iterable[int]) -> list[Marker]:
     """Markers that are to be taken away."""
     return [Marker(header=header, ns=namespace, id=number, action=Marker.DELETE) for number in numbers]

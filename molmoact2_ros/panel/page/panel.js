@@ -242,6 +242,8 @@ function render() {
   $("next-words").textContent = robot.next;
   $("task").textContent = robot.task || "none";
   $("task-note").hidden = !robot.moves;
+  $("handover").hidden = !robot.leads;
+  $("drives").textContent = robot.drives ? `${robot.drives} drives` : "";
   $("recording").hidden = !robot.recording;
   $("recording").textContent = robot.recording;
   for (const button of document.querySelectorAll("button.ask")) {

@@ -1,0 +1,1 @@
+"""Leader arms, gamepads and keyboards: a person's set-points for the executor, in the robot's own joints."""
