@@ -19,6 +19,7 @@ from molmoact2_ros.cli import (
     compile,
     doctor,
     episodes,
+    export,
     inspect_checkpoint,
     models,
     serve,
@@ -29,7 +30,7 @@ from molmoact2_ros.cli import run as run_command
 from molmoact2_ros.cli.arguments import FAILED, USAGE, UsageError
 
 COMMANDS = (
-    *(run_command, sim, episodes, models, inspect_checkpoint, train_cell, doctor),
+    *(run_command, sim, episodes, export, models, inspect_checkpoint, train_cell, doctor),
     *(calibrate, compile, serve, bench),
 )
 
