@@ -31,6 +31,11 @@ class Track:
     def __len__(self) -> int:
         return len(self._times)
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last time, ns, of a track that has any."""
+        return min(self._times), max(self._times)
+
     def at(self, times: Times, max_gap_ns: int) -> tuple[Array, NDArray[np.bool_]]:
         """Positions (n, dof) at `times` (n,), between those before and after, and which of them are known.
 
