@@ -86,6 +86,8 @@ def bad(path: Path, own: bool, outcome: str = "") -> str:
 
 def why_not(episode: Episode, outcome: str) -> str:
     """Why an episode is not to be trained on; empty when it is."""
+    if not episode.whole:
+        return "; ".join(episode.verdict)
     if episode.mark == "bad":
         return "marked bad"
     if outcome and episode.outcome != outcome:

@@ -24,10 +24,8 @@ from molmoact2_ros.recording.export.source import Source, Topics
 from molmoact2_ros.recording.export.tracks import Track, commanded
 
 Array = NDArray[np.float64]
-DRIVING = "driving"
-"""Key of `executor/state`: who decides where the arm goes."""
-BY_ITSELF = ("", "policy", "none", "nobody")
-"""Drivers that are no person."""
+PERSON = "teleop"
+"""What `executor/driving` says while a person drives."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class _Tick:
     time_ns: int
     seen: Observation | None
     problem: str
-    intervention: bool
 
 
 class _Replay:
@@ -85,7 +82,7 @@ class _Replay:
         self._readings = MergedReadings(robot, options.max_gap_s, unstamped)
         self._names = JointNames(robot, options.joint_map)
         self._numbers = dict.fromkeys(cameras, 0)
-        self._person = False
+        self._driven: list[tuple[int, bool]] = []
         self._refused = ""
         self.measured, self.commands = Track(robot.dof), Track(robot.dof)
         self._task = options.task or (source.about.get("task", "") if "recorded_task" in source.about else "")
@@ -97,7 +94,7 @@ class _Replay:
 
     def ticks(self) -> Iterator[_Tick]:
         topics = self._topics
-        named = (*topics.joints, *self._camera_of, topics.commands, topics.task, topics.state)
+        named = (*topics.joints, *self._camera_of, topics.commands, topics.task, topics.driving)
         first_ns: int | None = None
         count, due_ns, received_ns = 0, 0, 0
         for topic, received_ns, data in self._source.messages(name for name in named if name):
@@ -137,9 +134,9 @@ class _Replay:
             command = commanded(message, self._options.embodiment, self._names, received_ns, by_header)
             if command is not None:
                 self.commands.add(*command)
-        elif topic == topics.state:
-            values = {pair.key: pair.value for pair in message.values}
-            self._person = values.get(DRIVING, "") not in BY_ITSELF
+        elif topic == topics.driving:
+            stamp_ns = int(message.stamp.sec) * 10**9 + int(message.stamp.nanosec)
+            self._driven.append((stamp_ns, message.frame_id == PERSON))
         elif topic == topics.task and not self._task and message.data != self._said:
             self._said = message.data
             self._inputs.on_task(message.data, received_ns)
@@ -147,7 +144,15 @@ class _Replay:
     def _look(self, now_ns: int) -> _Tick:
         problem = self._inputs.problem(now_ns)
         seen = self._inputs.present(now_ns)
-        return _Tick(now_ns, seen, "" if problem is None else problem.message, self._person)
+        return _Tick(now_ns, seen, "" if problem is None else problem.message)
+
+    def driven(self, times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a person drove at `times` (n,)."""
+        if not self._driven:
+            return np.zeros(len(times), bool)
+        known, person = (np.array(values) for values in zip(*sorted(self._driven), strict=True))
+        last = np.searchsorted(known, times, side="right") - 1
+        return (last >= 0) & person[np.maximum(last, 0)]
 
 
 def plan_of(source: Source, topics: Topics, cameras: tuple[str, ...], options: ExportOptions) -> Plan:
@@ -176,7 +181,10 @@ def plan_of(source: Source, topics: Topics, cameras: tuple[str, ...], options: E
     )
     if told and not options.split:
         raise ExportError(f"{source.path} has a gap at {told[0]}; split it there (--split), or leave it out")
-    episodes = tuple(tuple(_frame(tick, actions[i]) for i, tick in enumerate(ticks[a:b], a)) for a, b in runs)
+    person = replay.driven(due)
+    episodes = tuple(
+        tuple(_frame(tick, actions[i], bool(person[i])) for i, tick in enumerate(ticks[a:b], a)) for a, b in runs
+    )
     if not episodes:
         raise ExportError(
             f"{source.path} has no {options.min_length_s:g} s in one piece with images, joint states and "
@@ -206,12 +214,12 @@ def _check(source: Source, topics: Topics, cameras: tuple[str, ...], options: Ex
         raise ExportError(task_problem(options.task))
 
 
-def _frame(tick: _Tick, action: Array) -> Frame:
+def _frame(tick: _Tick, action: Array, person: bool) -> Frame:
     seen = tick.seen
     assert seen is not None
     images: dict[str, Any] = {name: int(number[0]) for name, number in seen.images.items()}
     stamps = dict(seen.image_stamps_ns)
-    return Frame(tick.time_ns, images, stamps, seen.joints, seen.joints_stamp_ns, action, seen.task, tick.intervention)
+    return Frame(tick.time_ns, images, stamps, seen.joints, seen.joints_stamp_ns, action, seen.task, person)
 
 
 def _runs(

@@ -17,7 +17,6 @@ from molmoact2_ros.recording.export.settings import ExportError, ExportOptions
 JOINTS = "sensor_msgs/msg/JointState"
 COMMANDS = (JOINTS, "trajectory_msgs/msg/JointTrajectory", "std_msgs/msg/Float64MultiArray")
 STRING = "std_msgs/msg/String"
-STATUS = "diagnostic_msgs/msg/DiagnosticStatus"
 MAPPED = "joints, action, camera.<name>"
 
 
@@ -102,14 +101,14 @@ class Topics:
 
     Attributes:
         joints: the joint states'. commands: what was sent to the arm. cameras: each camera's images.
-        task: what to do. state: of the executor, with who drives.
+        task: what to do. driving: who decides where the arm goes, a tick (a Header whose frame_id says it).
     """
 
     joints: tuple[str, ...]
     commands: str
     cameras: Mapping[str, str]
     task: str = ""
-    state: str = ""
+    driving: str = ""
 
 
 def topics_of(source: Source, options: ExportOptions) -> Topics:
@@ -152,7 +151,7 @@ def _own(source: Source, options: ExportOptions) -> Topics:
         there("executor/command"),
         cameras,
         there("policy/task", "task"),
-        there("executor/state"),
+        there("executor/driving"),
     )
 
 
