@@ -151,7 +151,7 @@ def test_what_cannot_be_played_is_refused_by_name(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "set", {"action": FRANKA.model_from_joints(path_of(FRANKA))})
     with pytest.raises(ReplayError, match="no episode 2; it has 0 to 1"):
         from_dataset(root, 2, FRANKA)
-    with pytest.raises(ReplayError, match="LeRobotDataset v2.1, expected v3"):
+    with pytest.raises(ReplayError, match=r"LeRobotDataset v2\.1, expected v3"):
         from_dataset(write_dataset(tmp_path / "old", {"action": np.zeros((3, 8))}, version="v2.1"), 0, FRANKA)
     with pytest.raises(ReplayError, match="rad, or a normalised range"):
         from_dataset(write_dataset(tmp_path / "rad", {"action": path_of(ROBOT)}), 0, ROBOT)

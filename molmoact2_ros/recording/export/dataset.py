@@ -175,7 +175,14 @@ def join_parts(parts: Sequence[Path], target: Path, options: ExportOptions) -> d
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         with quiet():
-            aggregate_datasets([REPOSITORY] * len(parts), REPOSITORY, roots=list(parts), aggr_root=scratch)
+            # With images among the rows a file would be read and written anew for every part that is added to it.
+            aggregate_datasets(
+                [REPOSITORY] * len(parts),
+                REPOSITORY,
+                roots=list(parts),
+                aggr_root=scratch,
+                concatenate_data=options.videos,
+            )
         rewrite_statistics(scratch)
         bags = [json.loads((part / PART).read_text()) for part in parts]
         about = {"made_by": "molmoact2 export", **json.loads(options.text()), "bags": bags}
