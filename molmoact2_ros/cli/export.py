@@ -160,7 +160,7 @@ def told(report: Report) -> str:
         lines.append(f"dataset  {shown(str(report.dataset))}")
     else:
         lines.append("nothing was exported")
-    lines += [f"split    {bag}: {'; '.join(gaps)}" for bag, gaps in report.gaps.items()]
+    lines += [f"split    {bag}: {len(gaps)} gaps, the first {gaps[0]}" for bag, gaps in report.gaps.items()]
     lines += [f"left out {bag}: {why}" for bag, why in report.refused.items()]
     return "\n".join(lines)
 

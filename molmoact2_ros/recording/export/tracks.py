@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,29 +59,26 @@ class Track:
 def commanded(
     message: Any, robot: Embodiment, names: JointNames, received_ns: int, by_header: bool
 ) -> tuple[int, Array] | None:
-    """When the position in a command holds, and the position (dof,); None where it is not of all joints.
+    """When the position in a command holds, and the position (dof,); None where it is not of all joints, or not finite.
 
     `message` is a JointState, a JointTrajectory (its first point counts) or a Float64MultiArray in ROS joint order.
     """
-    said: Sequence[str] = robot.joint_names
     time_ns = received_ns
     if hasattr(message, "header") and by_header:
         stamp = int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
         time_ns = stamp or received_ns
+    found = list(robot.joint_names)
     if hasattr(message, "points"):
         if not message.points:
             return None
         point = message.points[0]
         time_ns += int(point.time_from_start.sec) * 10**9 + int(point.time_from_start.nanosec)
-        said, values = message.joint_names, point.positions
+        found, values = names.ours(message.joint_names), point.positions
     elif hasattr(message, "position"):
-        said, values = message.name, message.position
+        found, values = names.ours(message.name), message.position
     else:
         values = message.data
-        if len(values) != robot.dof:
-            return None
-    found = names.ours(list(said))
-    if not set(robot.joint_names) <= set(found):
+    try:
+        return time_ns, robot.reorder(found, np.asarray(values, np.float64))
+    except ValueError:
         return None
-    position = robot.reorder(found, np.asarray(values, np.float64))
-    return time_ns, position
