@@ -277,6 +277,14 @@ def test_nothing_to_export_leaves_nothing_behind(tmp_path: Path, capsys: pytest.
     assert {entry.name for entry in tmp_path.iterdir()} == {"episode_0001"}
 
 
+def test_two_folders_may_have_bags_of_one_name(tmp_path: Path) -> None:
+    paths = [
+        write_bag(tmp_path / day / "episode_0001", Story(length_s=length)) for day, length in (("a", 0.7), ("b", 1.3))
+    ]
+    report = export(paths, tmp_path / "set", OPTIONS)
+    assert report.episodes == 1 and list(report.refused) == [str(paths[0])]
+
+
 def test_views_have_the_names_and_the_order_of_the_prompt(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", Story(length_s=1.3))
     options = replace(

@@ -117,11 +117,12 @@ def export(
     """
     report = Report()
     folder = target.with_name(f".{target.name}.parts")
+    labels = labels_of(paths)
     chosen = []
     for path in paths:
         why = "" if include_bad else bad(path, not options.topics, outcome)
         if why:
-            report.refused[path.name] = why
+            report.refused[labels[path]] = why
         else:
             chosen.append((path, folder / part_name(path, options)))
     if target.exists():
@@ -136,8 +137,8 @@ def export(
     report.resumed = len(chosen) - len(waiting)
     for path, why in _parts(waiting, options, jobs, told):
         if why:
-            report.refused[path.name] = why
-    finished = [part for path, part in chosen if path.name not in report.refused]
+            report.refused[labels[path]] = why
+    finished = [part for path, part in chosen if labels[path] not in report.refused]
     if not finished:
         shutil.rmtree(folder, ignore_errors=True)
         return report
@@ -146,6 +147,12 @@ def export(
     _count(report, about["bags"])
     shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+def labels_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """What to call each bag: by its name, or whole where two folders have bags of one name."""
+    names = [path.name for path in paths]
+    return {path: path.name if names.count(path.name) == 1 else str(path) for path in paths}
 
 
 def part_name(path: Path, options: ExportOptions) -> str:
