@@ -15,7 +15,7 @@ from typing import Any
 
 from molmoact2_ros.recording.episodes import Episode, episodes, read_episode
 from molmoact2_ros.recording.export.dataset import PART, PROVENANCE, join_parts, write_part
-from molmoact2_ros.recording.export.settings import ExportError, ExportOptions
+from molmoact2_ros.recording.export.settings import ExportError, ExportOptions, require
 
 Told = Callable[[Path, int, int], None]
 """Called with a bag, how many of its frames are done, and how many it has."""
@@ -113,8 +113,9 @@ def export(
 
     Raises:
         FileExistsError: `target` is there and is not what is asked for.
-        ExportError: the bags do not fit each other.
+        ExportError: the bags do not fit each other, or the extra `dataset` is not installed.
     """
+    require("lerobot", "datasets", "pyarrow", "av")
     report = Report()
     folder = target.with_name(f".{target.name}.parts")
     labels = labels_of(paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 
 from molmoact2_ros.embodiments import Embodiment, ModelFrame, embodiment
 
@@ -16,6 +17,20 @@ FRAMES = {"arm": ModelFrame.ARM, "released": ModelFrame.TRAINING}
 
 class ExportError(ValueError):
     """Why a bag cannot be exported; the message says what can be done."""
+
+
+def require(*packages: str) -> None:
+    """Refuse with what to install where one of `packages` is not.
+
+    Raises:
+        ExportError: one is not installed.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"datasets need the packages of the extra 'dataset', and {', '.join(missing)} is not installed: pip install "
+            "'.[dataset]' in the folder of this package"
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from molmoact2_ros.embodiments import Embodiment, ModelFrame
 from molmoact2_ros.policy.checkpoints.frame import frame_of
 from molmoact2_ros.recording.export.dataset import PROVENANCE
-from molmoact2_ros.recording.export.settings import FRAMES
+from molmoact2_ros.recording.export.settings import FRAMES, require
 from molmoact2_ros.recording.replay.trajectory import ReplayError, Trajectory
 
 Array = NDArray[np.float64]
@@ -73,6 +73,7 @@ def from_dataset(
         ReplayError: there is no such episode, or no columns with the robot's joints.
         CheckpointError: the joint frame cannot be told.
     """
+    require("pyarrow")
     root = Path(dataset)
     if not is_dataset(root):
         root = fetch(str(dataset), "meta/**")
