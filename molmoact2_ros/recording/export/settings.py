@@ -28,8 +28,8 @@ def require(*packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"datasets need the packages of the extra 'dataset', and {', '.join(missing)} is not installed: pip install "
-            "'.[dataset]' in the folder of this package"
+            f"datasets need the packages of the extra 'dataset', and {', '.join(missing)} is not installed: "
+            "pip install '.[dataset]' in the folder of this package"
         )
 
 
