@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -194,3 +197,43 @@ def our_prompt(policy: Any, images: dict[str, np.ndarray], measured: np.ndarray,
     said = normalized_task(task) if opened.normalize_language else task
     _, ids = model._preprocess.prompt(said, np.asarray(state, np.float32), [images[name] for name in opened.cameras])
     return ids
+
+
+def train(out: Path, data: Path, *options: str) -> Path:
+    """Run `lerobot-train` for two steps on the data set in `data`; returns its output folder."""
+    arguments = [
+        str(Path(sys.executable).with_name("lerobot-train")),
+        "--dataset.repo_id=local/tiny",
+        f"--dataset.root={data}",
+        f"--output_dir={out}",
+        "--policy.device=cpu",
+        "--policy.push_to_hub=false",
+        "--steps=2",
+        "--save_freq=2",
+        "--batch_size=2",
+        "--num_workers=0",
+        "--wandb.enable=false",
+        *options,
+    ]
+    done = subprocess.run(
+        arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def fresh(base: Path, *more: str) -> list[str]:
+    """Options of a new fine-tune of `base`."""
+    settings = {
+        "type": "molmoact2",
+        "checkpoint_path": base,
+        "model_dtype": "float32",
+        "action_mode": "continuous",
+        "chunk_size": 12,
+        "n_action_steps": 9,
+        "normalize_gripper": "true",
+        "setup_type": SETUP,
+        "control_mode": CONTROL,
+        "optimizer_action_expert_lr": 0.01,
+    }
+    return [*(f"--policy.{key}={value}" for key, value in settings.items()), *more]

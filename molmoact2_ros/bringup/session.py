@@ -51,19 +51,23 @@ def orderly_signals() -> Iterator[None]:
 
 
 def run_session(
-    specs: Iterable[NodeSpec], log_dir: Path, environment: Mapping[str, str], hear: Callable[[Line], None]
+    specs: Iterable[NodeSpec],
+    log_dir: Path,
+    environment: Mapping[str, str],
+    hear: Callable[[Line], None],
+    speaker: str = EPISODE,
 ) -> Line:
-    """Start the nodes, hand every line of the episode node to `hear`, and return its summary when all nodes have ended.
+    """Start the nodes, hand every line of `speaker` to `hear`, and return its summary when all nodes have ended.
 
     A node that ends although the session needs it ends the session; the end of any other is heard as a line of type
     `warning` with the key `message`.
 
     Raises:
-        SessionError: the episode node reported an error, or ended without a summary.
+        SessionError: the speaker reported an error, or ended without a summary.
         NodeEndedError: a node of the session ended.
     """
-    with ProcessGroup(specs, log_dir, environment, piped=[EPISODE]) as bringup:
-        process = bringup.processes[EPISODE]
+    with ProcessGroup(specs, log_dir, environment, piped=[speaker]) as bringup:
+        process = bringup.processes[speaker]
         for line in lines_of(process, bringup, hear):
             if line is None:
                 continue
@@ -73,7 +77,7 @@ def run_session(
                 raise SessionError(f"{line['error']} (logs: {log_dir})")
             hear(line)
         status = process.popen.wait()
-    raise SessionError(f"the episode node ended with status {status} before its last episode:\n{process.tail()}")
+    raise SessionError(f"the {speaker} node ended with status {status} before its summary:\n{process.tail()}")
 
 
 def lines_of(process: Process, bringup: ProcessGroup, hear: Callable[[Line], None]) -> Iterator[Line | None]:

@@ -5,6 +5,8 @@ Plain layouts are taken with numpy; YUV, Bayer patterns, JPEG and PNG through Op
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
@@ -108,6 +110,20 @@ def rgb_of_compressed(data: Bytes, described: str) -> Bytes:
     # Old drivers pack red as blue, and say so by what follows the word.
     swapped = described.partition("compressed")[2].strip().startswith("rgb")
     return found if swapped else found[..., ::-1]
+
+
+def rgb_of_message(message: Any) -> Bytes:
+    """The image (height, width, 3), RGB, of a sensor_msgs Image or CompressedImage, whatever library decoded it: what
+    is live and what comes from a recording are the same to the last byte.
+
+    Raises:
+        ValueError: as `rgb_of` and `rgb_of_compressed`.
+    """
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    if not hasattr(message, "encoding"):
+        return rgb_of_compressed(data, message.format)
+    size = int(message.height), int(message.width), int(message.step)
+    return rgb_of(data, message.encoding, *size, bool(message.is_bigendian))
 
 
 def _converted(values: Bytes, code: str) -> Bytes:

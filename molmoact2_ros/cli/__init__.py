@@ -19,8 +19,10 @@ from molmoact2_ros.cli import (
     compile,
     doctor,
     episodes,
+    export,
     inspect_checkpoint,
     models,
+    replay,
     serve,
     sim,
     train_cell,
@@ -30,7 +32,7 @@ from molmoact2_ros.cli import run as run_command
 from molmoact2_ros.cli.arguments import FAILED, USAGE, UsageError
 
 COMMANDS = (
-    *(run_command, sim, view, episodes, models, inspect_checkpoint, train_cell, doctor),
+    *(run_command, sim, view, episodes, export, replay, models, inspect_checkpoint, train_cell, doctor),
     *(calibrate, compile, serve, bench),
 )
 

@@ -118,25 +118,30 @@ class Inputs:
         far = "" if self._begun else self._where_to_begin(self._samples[""].value)
         return Problem("begin", far) if far else None
 
-    def observation(self, now_ns: int) -> Observation | None:
-        """The newest observation, each of its frames new; None while something is missing or nothing has changed."""
+    def present(self, now_ns: int) -> Observation | None:
+        """The newest of every input, all fresh and of this epoch; None while something is missing."""
         if self.problem(now_ns) is not None:
-            return None
-        if any(self._samples[name].stamp_ns <= self._used.get(name, 0) for name in self._cameras):
             return None
         if any(sample.stamp_ns < self._not_before_ns for sample in self._samples.values()):
             return None
         frames = {name: self._samples[name] for name in self._cameras}
-        self._used = {name: frame.stamp_ns for name, frame in frames.items()}
-        self._begun = True
         state = self._samples[""]
         return Observation(
             images={name: frame.value for name, frame in frames.items()},
-            image_stamps_ns=dict(self._used),
+            image_stamps_ns={name: frame.stamp_ns for name, frame in frames.items()},
             joints=state.value,
             joints_stamp_ns=state.stamp_ns,
             task=self._task,
         )
+
+    def observation(self, now_ns: int) -> Observation | None:
+        """As `present`, with each of its frames new; None also when nothing has changed."""
+        found = self.present(now_ns)
+        if found is None or any(stamp <= self._used.get(name, 0) for name, stamp in found.image_stamps_ns.items()):
+            return None
+        self._used = dict(found.image_stamps_ns)
+        self._begun = True
+        return found
 
     def _take(self, name: str, value: NDArray, stamp_ns: int, now_ns: int) -> None:
         last = self._samples.get(name)

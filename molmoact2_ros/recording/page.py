@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact2_ros.cameras.encodings import rgb_of, rgb_of_compressed
+from molmoact2_ros.cameras.encodings import rgb_of_message
 from molmoact2_ros.recording.episodes import Episode
 
 STRIP = 8
@@ -45,16 +44,9 @@ def strip(episode: Episode, topic: str, count: int = STRIP) -> list[bytes]:
         for moment in np.linspace(first, last, count).astype(np.int64):
             for *_, message, image in reader.iter_decoded_messages(topics=[topic], starting_at=int(moment)):
                 if message.log_time not in found:
-                    found[message.log_time] = _thumbnail(_rgb(image))
+                    found[message.log_time] = _thumbnail(rgb_of_message(image))
                 break
     return [found[time] for time in sorted(found)]
-
-
-def _rgb(image: Any) -> NDArray[np.uint8]:
-    data = np.frombuffer(bytes(image.data), np.uint8)
-    if hasattr(image, "encoding"):
-        return rgb_of(data, image.encoding, image.height, image.width, image.step, bool(image.is_bigendian))
-    return rgb_of_compressed(data, image.format)
 
 
 def _thumbnail(rgb: NDArray[np.uint8]) -> bytes:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lerobot_checkpoints import ARM_HIGH, ARM_LOW, CAMERAS, CONTROL, NAMES, ROBOT, SETUP, hold
+from lerobot_checkpoints import ARM_HIGH, ARM_LOW, CAMERAS, NAMES, ROBOT, fresh, hold, train
 from small_checkpoints import make_checkpoint
 
 from molmoact2_ros.policy import open_checkpoint
@@ -45,45 +42,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         written.save_episode()
     written.finalize()
     return root
-
-
-def train(out: Path, data: Path, *options: str) -> Path:
-    """Run `lerobot-train` for two steps; returns its output folder."""
-    arguments = [
-        str(Path(sys.executable).with_name("lerobot-train")),
-        "--dataset.repo_id=local/tiny",
-        f"--dataset.root={data}",
-        f"--output_dir={out}",
-        "--policy.device=cpu",
-        "--policy.push_to_hub=false",
-        "--steps=2",
-        "--save_freq=2",
-        "--batch_size=2",
-        "--num_workers=0",
-        "--wandb.enable=false",
-        *options,
-    ]
-    done = subprocess.run(
-        arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out
-
-
-def fresh(base: Path, *more: str) -> list[str]:
-    settings = {
-        "type": "molmoact2",
-        "checkpoint_path": base,
-        "model_dtype": "float32",
-        "action_mode": "continuous",
-        "chunk_size": 12,
-        "n_action_steps": 9,
-        "normalize_gripper": "true",
-        "setup_type": SETUP,
-        "control_mode": CONTROL,
-        "optimizer_action_expert_lr": 0.01,
-    }
-    return [*(f"--policy.{key}={value}" for key, value in settings.items()), *more]
 
 
 @pytest.mark.parametrize("mode", ["QUANTILES", "MEAN_STD", "MIN_MAX"])

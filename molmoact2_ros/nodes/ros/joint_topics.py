@@ -11,7 +11,8 @@ from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.embodiments.joint_names import JointNames
 from molmoact2_ros.execution.chunk import Refusal
 from molmoact2_ros.execution.config import UNSTAMPED
-from molmoact2_ros.execution.joint_states import Array, JointStates, ReadingError
+from molmoact2_ros.execution.joint_states import Array
+from molmoact2_ros.execution.merged_readings import MergedReadings
 from molmoact2_ros.nodes.ros.messages import nanoseconds
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
 from molmoact2_ros.nodes.ros.parameters import Parameter
@@ -109,24 +110,15 @@ class MergedJoints:
         complain: Callable[[str], None] = lambda reason: None,
         namespace: str = "",
     ) -> None:
-        unstamped = node.param("unstamped_joint_states")
-        if unstamped not in UNSTAMPED:
-            raise ValueError(f"unstamped_joint_states is {unstamped!r}, expected one of {', '.join(UNSTAMPED)}")
-        self._states = JointStates(robot, timeout_s, stamp_unstamped=unstamped == "receive")
-        self._arms, self._use, self._complain = robot.arms, use, complain
-        JointTopics(node, robot, self._on_message, self._states.publishers, namespace)
+        self._merged = MergedReadings(robot, timeout_s, node.param("unstamped_joint_states"))
+        self._use, self._complain = use, complain
+        JointTopics(node, robot, self._on_message, self._merged.publishers, namespace)
 
     def _on_message(
         self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int, publisher: str
     ) -> Refusal | None:
-        refusal = None
-        try:
-            self._states.take(names, positions, stamp_ns, now_ns, publisher)
-        except ReadingError as error:
-            refusal = Refusal(error.kind, str(error))
-        problem = self._states.missing() or self._states.rivals(now_ns)
-        self._complain(problem)
-        if not problem and refusal is None:
-            oldest_ns = min(int(self._states.stamps_ns[arm].min()) for arm in self._arms)
-            self._use(self._states.position, oldest_ns)
-        return refusal
+        merged = self._merged.take(names, positions, stamp_ns, now_ns, publisher)
+        self._complain(merged.problem)
+        if merged.position is not None:
+            self._use(merged.position, merged.stamp_ns)
+        return merged.refusal

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from molmoact2_ros.cameras.encodings import rgb_of, rgb_of_compressed, rows_of
+from molmoact2_ros.cameras.encodings import rgb_of_message, rows_of
 from molmoact2_ros.embodiments import Embodiment
 from molmoact2_ros.execution.chunk import ChunkMessage, Refusal, most_rows
 
@@ -70,9 +70,7 @@ def rgb_from_image(message: Image) -> NDArray[np.uint8]:
     Raises:
         ValueError: another encoding, or a size that does not fit the data.
     """
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    size = int(message.height), int(message.width), int(message.step)
-    return rgb_of(data, message.encoding, *size, bool(message.is_bigendian))
+    return rgb_of_message(message)
 
 
 def rgb_from_compressed(message: CompressedImage) -> NDArray[np.uint8]:
@@ -81,7 +79,7 @@ def rgb_from_compressed(message: CompressedImage) -> NDArray[np.uint8]:
     Raises:
         ValueError: a depth image, or data that cannot be decoded.
     """
-    return rgb_of_compressed(np.frombuffer(message.data, dtype=np.uint8), message.format)
+    return rgb_of_message(message)
 
 
 def metres_from_image(message: Image) -> NDArray[np.float32]:
