@@ -69,15 +69,15 @@ class Target:
     gpu: str = ""
 
 
-def this_gpu() -> Target | None:
-    """This machine's GPU, None without one.
+def this_gpu(device: torch.device) -> Target | None:
+    """The GPU that `device` is; None where it is none, or is not there.
 
     Raises:
         BackendMissingError: it is too old.
     """
-    if not torch.cuda.is_available():
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    about = torch.cuda.get_device_properties(device)
     own = (int(about.major), int(about.minor))
     library = library_of(own, torch.version.cuda or "", platform.machine() == "aarch64")
     return Target(library, (own,), "" if library.ahead else str(about.name))
@@ -185,7 +185,8 @@ def build_engines(
     Raises:
         BackendMissingError: the library is not installed, or it is not known what GPU to build for.
     """
-    here = this_gpu()
+    device = torch.device("cuda")
+    here = this_gpu(device)
     target = Target(RTX, capabilities) if capabilities else here
     if target is None:
         raise BackendMissingError(
@@ -205,7 +206,6 @@ def build_engines(
         found[stage.graph.stage] = Built(**entry.facts)
     if here is None or not set(here.capabilities) <= set(target.capabilities):
         return found, []
-    device = torch.device("cuda", torch.cuda.current_device())
     engines = opened_engines(trt, checkpoint, prepared, precision, here, device, store, say)
     return found, [row for _, rows in engines.values() for row in rows]
 
@@ -324,7 +324,7 @@ def tensorrt_stages(
     Raises:
         BackendMissingError: the library is not installed, or the device is no GPU.
     """
-    target = this_gpu() if device.type == "cuda" else None
+    target = this_gpu(device)
     if target is None:
         raise BackendMissingError(
             f"backend tensorrt runs on an NVIDIA GPU, the device is {device}; to build engines for another machine run "
