@@ -34,6 +34,7 @@ from molmoact2_ros.policy.backends.tensorrt_build import (
     engine_key,
     find_engine,
     prepare,
+    room_of,
 )
 from molmoact2_ros.policy.backends.tensorrt_engine import EngineError, StageGraph, build_engine
 from molmoact2_ros.policy.backends.tensorrt_library import RTX_CAPABILITIES, tensorrt_module
@@ -57,10 +58,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EngineCache:
 
 
 BOTH = ((8, 9), (12, 0))
+ROOM = 400
+"""Tokens; more than the usual prompt of this model needs."""
 
 
 def build(opened: Checkpoint, store: EngineCache, say: Any) -> dict[str, Built]:
-    built, compared = build_engines(opened, ROBOT, "bf16", 0, BOTH, store, say)
+    built, compared = build_engines(opened, ROBOT, "bf16", ROOM, BOTH, store, say)
     assert not compared, "there is no GPU to compare on"
     return built
 
@@ -95,7 +98,10 @@ def test_an_engine_is_found_for_each_of_its_gpus_and_for_nothing_else(
 ) -> None:
     trt = tensorrt_module(RTX)
     model = load_model(opened, CPU, torch.bfloat16)
-    stages = prepare(opened, model.model, model.config, 6, "bf16", 0).graphs
+    room = room_of(opened, store, "bf16")
+    assert room == ROOM and room_of(opened, store, "fp16") == 0, "their room is known"
+    stages = prepare(opened, model.model, model.config, 6, "bf16", room).graphs
+    assert stages[1].profiles[1]["past"] >= ROOM
     target = Target(RTX, ((8, 9),))
     assert [len(list(at_sizes(stage))) for stage in stages] == [1, 4, 1, 1]
     for stage in stages:

@@ -89,7 +89,7 @@ def test_answers_are_torchs_and_its_weights_are_given_up(opened: Checkpoint, mac
     said: list[str] = []
     ours = model_of(opened, machine, said)
     verified = [line for line in said if "held against torch, once" in line]
-    assert [line.split()[3] for line in verified] == ["vision", "decoder", "context", "step"] and ModuleEngine.kept == 4
+    assert [line.split()[3] for line in verified] == ["vision", "decoder", "context", "step"] and ModuleEngine.kept == 7
     theirs = StagedModel(opened, CPU, torch.float32, said.append)
     caches: list[Any] = [None, None]
     for index, frame in enumerate(frames(1, 2, "n=scw")):

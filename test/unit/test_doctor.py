@@ -107,7 +107,13 @@ WRONG = {
     "small GPU": (change(commands={"nvidia-smi": (0, "T1200, 570, 4096 MiB, 8.6")}), "so101", "GPU", Level.WARN, ""),
     "torch without CUDA": (change(cuda=(False, "torch 2.11+cpu sees no GPU")), "so101", "CUDA", Level.ERROR, "torch=="),
     "GPU without words": (change(commands={"nvidia-smi": (0, "")}), "so101", "GPU", Level.WARN, "ubuntu-drivers"),
-    "no TensorRT for RTX": (change(versions={"numpy": "2.2.6"}), "so101", "TensorRT", Level.WARN, "tensorrt_rtx_cu13"),
+    "no TensorRT for RTX": (
+        change(versions={"tensorrt-rtx-cu13-bindings": ""}),
+        "so101",
+        "TensorRT",
+        Level.WARN,
+        "tensorrt_rtx_cu13",
+    ),
     "TensorRT on Hopper": (
         change(commands={"nvidia-smi": (0, "NVIDIA H100, 580, 81559 MiB, 9.0")}),
         "so101",

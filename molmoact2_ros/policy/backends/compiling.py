@@ -54,10 +54,7 @@ class Request:
         if self.backend not in PRECISIONS:
             raise ValueError(f"backend {self.backend!r} needs no compiling; use {' or '.join(PRECISIONS)}")
         if self.precision == "fp8":
-            raise ValueError(
-                "precision fp8 needs scales measured on images of the cell, which this version does not take; use "
-                "bf16 or fp16"
-            )
+            raise ValueError("precision fp8 is not built by this version; use bf16, or fp16 for images and flow")
         if self.precision and self.precision not in PRECISIONS[self.backend]:
             known = ", ".join(PRECISIONS[self.backend])
             raise ValueError(f"backend {self.backend} has no precision {self.precision!r}; use {known}")

@@ -165,6 +165,16 @@ def prepare(checkpoint: Checkpoint, model: Any, config: Any, dof: int, precision
     return Prepared(stages, buckets, image, stage_graphs(stages, buckets, checkpoint.horizon, *image))
 
 
+def _room_key(checkpoint: Checkpoint, store: EngineCache, precision: str) -> dict[str, Any]:
+    return {"graph": "room", "kind": "tensorrt", "precision": precision, **engine_content(checkpoint, store.root)}
+
+
+def room_of(checkpoint: Checkpoint, store: EngineCache, precision: str) -> int:
+    """For how many tokens, at least, the engines in `store` were last asked to be; 0 for the usual room."""
+    entry = store.find(_room_key(checkpoint, store, precision))
+    return 0 if entry is None else int(entry.facts["tokens"])
+
+
 def build_engines(
     checkpoint: Checkpoint,
     robot: Embodiment,
@@ -204,6 +214,8 @@ def build_engines(
         else:
             say(stage.graph.stage, "kept")
         found[stage.graph.stage] = Built(**entry.facts)
+    if room_of(checkpoint, store, precision) != tokens:
+        store.make(_room_key(checkpoint, store, precision), lambda folder: {"tokens": tokens})
     if here is None or not set(here.capabilities) <= set(target.capabilities):
         return found, []
     engines = opened_engines(trt, checkpoint, prepared, precision, here, device, store, say)
@@ -337,7 +349,8 @@ def tensorrt_stages(
             log(f"tensorrt: the engine {stage} is compiled for this GPU and held against torch, once")
 
     def opened(model: Any, dof: int) -> Stages:
-        prepared = prepare(checkpoint, model, model.config, dof, precision, 0)
+        room = room_of(checkpoint, store, precision)
+        prepared = prepare(checkpoint, model, model.config, dof, precision, room)
         engines = opened_engines(trt, checkpoint, prepared, precision, target, device, store, say)
         release(model.vision_backbone, prepared.stages.decoder.blocks)
         model.to(device)
