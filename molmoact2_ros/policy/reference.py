@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.checkpoints.scaling import LeRobotScaling
@@ -59,9 +61,28 @@ def updated_cells(image: NDArray[np.uint8], cache: DepthCache, cells: int) -> ND
 
 
 def resized_for_depth(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """`image` uint8 (h, w, 3) as the change of cells is judged on it, (size, size, 3)."""
+    """`image` uint8 (h, w, 3) as the change of cells is judged on it, (size, size, 3): the reference's pixels, by torch
+    where it gives them."""
+    if _torch_resizes_alike(image.shape[0], image.shape[1], size):
+        return _resized_by_torch(image, size)
     resized: NDArray[np.uint8] = modeling()._resize_depth_reasoning_image(image, size)
     return resized
+
+
+@cache
+def _torch_resizes_alike(height: int, width: int, size: int) -> bool:
+    """Whether torch resizes images of this size to the reference's pixels, tried once on noise: at most sizes some
+    pixels differ by one, at the usual ones of cameras none does, in a fraction of the time."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    resize = modeling()._resize_depth_reasoning_image
+    return all(np.array_equal(_resized_by_torch(image, size), resize(image, size)) for image in noise)
+
+
+def _resized_by_torch(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    picture = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = functional.interpolate(picture, size=(size, size), mode="bilinear", antialias=True)
+    found: NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()
+    return found
 
 
 def prompt_text(
