@@ -159,6 +159,12 @@ class StagedModel:
             with clock.stage("vision"):
                 features, same = self._vision.see(images, template.pooling, self._timed_patches)
             prefix = self._open_prefix(template, usable and same)
+            if not self._prepared:
+                # Before anything can fail: what the model makes of a first, made up image is of no account.
+                self._prepared = True
+                self._vision.prepare(len(images))
+                self._decoder.prepare()
+                self._flow.prepare(prefix.store.keys[:, :1], prefix.store.values[:, :1], self._horizon)
             tokens, hidden = self._decode(prefix, template, ids, features, depth_cache, updated)
             with clock.stage("flow"):
                 if self._discrete is None:
@@ -166,11 +172,6 @@ class StagedModel:
                 else:
                     actions = self._written(self._discrete, prefix, tokens, hidden)
             prefix.usable = template.state.stop > 0 and bool(np.all(np.isfinite(actions)))
-            if not self._prepared:
-                self._prepared = True
-                self._give_up_prefix()
-                self._vision.prepare(len(images))
-                self._decoder.prepare()
         bins, cache = self._codes(tokens, now, depth_cache, updated)
         return Answer(actions, bins, updated, cache, self._milliseconds(), clock.forwards)
 

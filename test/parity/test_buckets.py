@@ -148,17 +148,28 @@ def test_after_a_task_that_is_too_long_graphs_are_used_again(opened: Checkpoint,
     assert [key for key in runner.ran if key.startswith("decoder")], "back to the graphs"
 
 
-def test_the_first_call_makes_every_graph_that_later_ones_need(opened: Checkpoint) -> None:
+def test_the_first_call_makes_every_graph_that_later_ones_need(
+    opened: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unended(*_: Any) -> Any:
+        raise UnendedSequenceError("the model gave no <depth_end>")
+
     runner = Counted()
     model = bucketed(opened, None, runner)
-    for index, frame in enumerate(frames(3, 2, "nwcpw=s")):
-        ask(model, frame)
+    for index, frame in enumerate(frames(3, 2, "nnwcpw=s")):
         if index == 0:
+            # As a made up image may do: the model answers nothing of use.
+            monkeypatch.setattr(model, "_decode", unended)
+            with pytest.raises(UnendedSequenceError):
+                ask(model, frame)
+            monkeypatch.undo()
             first = set(runner.ran)
             names = sorted(key.partition(":")[0] for key in first)
             assert names == ["context_256", "decoder_192_0_24"] + [
                 f"decoder_{rows}_256_{rows}" for rows in (1, 24, 4)
             ] + ["step_30_256", "vision_1", "vision_2"]
+        else:
+            ask(model, frame)
     assert set(runner.ran) == first
 
 

@@ -235,10 +235,11 @@ class BucketedDecoder(TextDecoder):
         return buffers["hidden"][given - asked : given].clone()
 
     def prepare(self) -> None:
-        """Run the graph of every window once: an engine is then loaded, a capture made, before anything moves."""
-        for rows in self.buckets.windows:
-            self._store.length = self.buckets.tokens - rows
-            self._pass(self.cos.new_zeros((rows, self.ln_f.weight.shape[0])).to(self.dtype), self._store, None, rows)
+        """Run every graph once: an engine is then loaded, a capture made, before anything moves."""
+        row = self.cos.new_zeros((1, self.ln_f.weight.shape[0])).to(self.dtype)
+        for rows in (0, *self.buckets.windows):
+            self._store.length = self.buckets.tokens - rows if rows else 0
+            self._pass(row.expand(max(rows, 1), -1), self._store, None, 1)
         self._store.length = 0
 
     def _bucket(self, n: int, behind: bool) -> _Made:
@@ -275,6 +276,13 @@ class BucketedFlow(FlowStage):
         self._steps: dict[int, _Made] = {}
         self._seen = 0
         self._beyond = False
+
+    def prepare(self, keys: torch.Tensor, values: torch.Tensor, horizon: int) -> None:
+        """Run the graphs of the context and of a step once."""
+        kind = self.expert.action_embed.weight.dtype
+        context = self.project(keys.to(kind), values.to(kind))
+        actions = context[0].new_zeros((1, horizon, self.width))
+        self.step(actions, 0, context, self.rope(actions))
 
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FlowStage.project`; the result belongs to the stage and lasts until the next call."""

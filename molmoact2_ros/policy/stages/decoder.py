@@ -85,7 +85,7 @@ class TextDecoder(nn.Module):
         return present
 
     def prepare(self) -> None:
-        """Make ready, after a first call, what later calls may need: nothing. What a store holds is lost."""
+        """Make ready what later calls may need: nothing. What a store holds is lost."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, width) of token ids (n,), the added ones included, without joining the two tables."""

@@ -53,6 +53,9 @@ class FlowStage(nn.Module):
         kind = self.expert.action_embed.weight.dtype
         return self.project(*self._conditioned(ids, keys.to(kind), values.to(kind)))
 
+    def prepare(self, keys: torch.Tensor, values: torch.Tensor, horizon: int) -> None:
+        """Make ready what later calls with chunks of `horizon` rows need: nothing. Keys and values as `project`'s."""
+
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (layers, n, text kv width) as the expert's heads read them, (layers, heads, n, head size)."""
         k, v = (self._projected(x, proj) for x, proj in ((keys, "context_k_proj"), (values, "context_v_proj")))

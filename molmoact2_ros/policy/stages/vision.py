@@ -66,7 +66,7 @@ class VisionStage(nn.Module):
         return found
 
     def prepare(self, images: int) -> None:
-        """Make ready, after a first call with `images` new images, what later calls with fewer may need: nothing."""
+        """Make ready, after `images` new images, what later calls with fewer may need: nothing."""
 
     def encode(self, pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Features (tokens, width) of every row of `table`: the one definition that every backend runs.
