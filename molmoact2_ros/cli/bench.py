@@ -6,7 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
-from molmoact2_ros.cli.arguments import FAILED, OK, Commands, add_run_options, check_renderer, options_from, shown
+from molmoact2_ros.cli.arguments import (
+    FAILED,
+    OK,
+    Commands,
+    add_run_options,
+    check_renderer,
+    listed,
+    options_from,
+    shown,
+)
 
 
 def add(commands: Commands) -> None:
@@ -56,6 +65,15 @@ def add(commands: Commands) -> None:
     policy.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
     policy.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     policy.set_defaults(run=_policy)
+    engines = benches.add_parser("engines", help="TensorRT engines of a random model: sizes, copies of weights, memory")
+    engines.add_argument("--size", choices=("small", "mid"), default="small", help="of the model (%(default)s)")
+    engines.add_argument("--robot", default="so101", metavar="NAME", help="whose it is (%(default)s)")
+    engines.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="(%(default)s)")
+    engines.add_argument(
+        "--for", dest="targets", default="sm89", metavar="SM", help="GPUs, as sm89,sm120 (%(default)s)"
+    )
+    engines.add_argument("--page", default="benchmarks/policy.md", metavar="FILE", help="page to write (%(default)s)")
+    engines.set_defaults(run=_engines)
     drafts = benches.add_parser("redraft", help="forwards by what is drafted after a wrong depth code")
     drafts.add_argument("--episodes", type=int, default=4, metavar="N", help="of the simulated cell (%(default)s)")
     drafts.add_argument("--frames", type=int, default=25, metavar="N", help="of each (%(default)s)")
@@ -184,6 +202,16 @@ def _policy(arguments: argparse.Namespace) -> int:
     print(f"written: {shown(str(page))}")
     if arguments.json:
         print(json.dumps(result))
+    return OK
+
+
+def _engines(arguments: argparse.Namespace) -> int:
+    from molmoact2_ros.benchmarking.policy.engines import bench_engines
+
+    page = bench_engines(
+        arguments.size, arguments.robot, arguments.precision, listed(arguments.targets), Path(arguments.page)
+    )
+    print(f"written: {shown(str(page))}")
     return OK
 
 

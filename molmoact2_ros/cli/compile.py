@@ -22,6 +22,9 @@ def add(commands: Commands) -> None:
     build.add_argument("--norm-tag", default="", metavar="TAG", help="tag in norm_stats.json (the robot's)")
     build.add_argument("--cameras", default="", metavar="A,B", help="where the checkpoint's names do not say it")
     build.add_argument("--tokens", type=int, default=0, metavar="N", help="tensorrt: room for a longer task")
+    build.add_argument(
+        "--for", dest="targets", default="", metavar="SM", help="tensorrt: GPUs of other machines, sm89,sm120"
+    )
     build.add_argument("--cache", default="", metavar="DIR", help="where files are kept (~/.cache/molmoact2_ros)")
     build.add_argument("--self-test", action="store_true", help="build a small random model instead, and run it")
     build.set_defaults(run=_run)
@@ -40,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
         tokens=arguments.tokens,
         cache=arguments.cache,
         self_test=arguments.self_test,
+        targets=listed(arguments.targets),
     )
 
     def write_random(directory: Path, robot: Embodiment, task: str) -> None:

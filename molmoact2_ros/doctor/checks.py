@@ -10,17 +10,28 @@ from molmoact2_ros.doctor.calibration import calibration
 from molmoact2_ros.doctor.finding import Cell, Finding, sound
 from molmoact2_ros.doctor.hardware import cameras, can, packages, ports
 from molmoact2_ros.doctor.probe import Machine
+from molmoact2_ros.policy.backends.tensorrt_library import RTX, library_of
+from molmoact2_ros.policy.options import BackendMissingError
 
 MIN_DISK_MB_S, MIN_FREE_GB = 60.0, 20.0
 """Three 640x480 cameras at 30 Hz are 83 MB/s raw, about half of it compressed; an hour fills 150 GB."""
 EXECUTOR_PRIORITY = 10
 
 
+def _card(machine: Machine) -> tuple[int, list[str]]:
+    """The status of nvidia-smi and what it says of the first GPU: name, driver, memory, compute capability."""
+    query = "--query-gpu=name,driver_version,memory.total,compute_cap"
+    status, out = machine.run("nvidia-smi", query, "--format=csv,noheader")
+    said = out.strip().splitlines()[:1]
+    fields = [part.strip() for line in said for part in line.split(",")]
+    return (status, fields) if status != 0 or len(fields) >= 4 else (1, fields)
+
+
 def gpu(machine: Machine, cell: Cell) -> Iterable[Finding]:
     """NVIDIA driver and card, and whether torch can use it."""
-    status, out = machine.run("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    status, fields = _card(machine)
     if status != 0:
-        why = "nvidia-smi is not installed" if status == 127 else f"nvidia-smi fails: {out.strip().splitlines()[:1]}"
+        why = "nvidia-smi is not installed" if status == 127 else f"nvidia-smi fails: {', '.join(fields) or 'no words'}"
         yield Finding(
             "GPU",
             Level.WARN,
@@ -28,7 +39,7 @@ def gpu(machine: Machine, cell: Cell) -> Iterable[Finding]:
             "sudo ubuntu-drivers install && sudo reboot",
         )
         return
-    name, driver, memory = (part.strip() for part in out.strip().splitlines()[0].split(","))
+    name, driver, memory = fields[:3]
     gib = float(re.sub(r"[^0-9.]", "", memory) or 0) / 1024
     if gib < 12:
         yield Finding("GPU", Level.WARN, f"{name} has {gib:.0f} GiB; the released checkpoints need about 12 in bf16")
@@ -47,14 +58,31 @@ def gpu(machine: Machine, cell: Cell) -> Iterable[Finding]:
 
 
 def tensorrt(machine: Machine, cell: Cell) -> Iterable[Finding]:
-    """TensorRT, which is optional and useless without a GPU."""
-    version = machine.version("tensorrt") or machine.version("tensorrt-cu12") or machine.version("tensorrt-cu13")
+    """Which TensorRT this GPU takes, and whether it is there; it is optional, and builds for others without a GPU."""
+    status, fields = _card(machine)
+    if status != 0:
+        ahead = next((version for name in RTX.packages if (version := machine.version(name))), "")
+        builds = f"{RTX.name} {ahead} builds engines for other machines" if ahead else "not installed"
+        yield sound("TensorRT", f"{builds}; there is no GPU here that would run them")
+        return
+    major, _, minor = fields[3].partition(".")
+    cuda = "12" if machine.version("nvidia-cuda-runtime-cu12") else "13"
+    try:
+        library = library_of((int(major), int(minor or 0)), cuda, machine.architecture() == "aarch64")
+    except BackendMissingError as error:
+        yield Finding("TensorRT", Level.WARN, str(error))
+        return
+    version = next((version for name in library.packages if (version := machine.version(name))), "")
     if version:
-        yield sound("TensorRT", version)
-    elif machine.run("nvidia-smi")[0] == 0:
-        yield Finding("TensorRT", Level.WARN, "not installed; backend torch works, more slowly", "pip install tensorrt")
+        yield sound("TensorRT", f"{library.name} {version}, which a GPU of capability {fields[3]} takes")
     else:
-        yield sound("TensorRT", "not installed, and no GPU that would use it")
+        yield Finding(
+            "TensorRT",
+            Level.WARN,
+            f"{library.name}, which a GPU of capability {fields[3]} takes, is not installed; backend torch works, more "
+            "slowly",
+            library.install,
+        )
 
 
 def ros(machine: Machine, cell: Cell) -> Iterable[Finding]:

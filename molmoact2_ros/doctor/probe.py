@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,10 @@ _WRITE_MB = 64
 
 class Machine:
     """The machine that this runs on. No method raises for what is not there."""
+
+    def architecture(self) -> str:
+        """Of the processor, "x86_64" or "aarch64"."""
+        return platform.machine()
 
     def run(self, *command: str, timeout_s: float = 10.0) -> tuple[int, str]:
         """Run `command`; returns its status (127 when it is not installed) and what it wrote."""

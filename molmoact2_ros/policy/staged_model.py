@@ -62,7 +62,7 @@ class StagedModel:
     """Answers like `ReferenceModel`, by stages.
 
     `open_stages` makes the stages of the loaded model: a backend is another one of these, all else is the same.
-    `loaded` is a model that has its weights already; None loads the checkpoint's.
+    `loaded` is a model that has its weights already, on any device; None loads the checkpoint's.
 
     Invariant: rejected tokens are out of the store before the flow reads it; a failed call leaves no trace but time.
 
@@ -102,6 +102,8 @@ class StagedModel:
             processor, config, checkpoint.metadata, self._depth, device, log, steps_of(checkpoint)
         )
         self.stages = open_stages(self.model.model, self._dof)
+        # What a backend left elsewhere (see `tensorrt_stages`): embeddings and the head.
+        self.model.to(device)
         self._vision, self._decoder, self._flow = self.stages.vision, self.stages.decoder, self.stages.flow
         self._discrete: DiscreteActions | None = None
         if self.options.action_mode == "discrete":
@@ -113,6 +115,7 @@ class StagedModel:
         self._row_cost = next(cost for cost in costs if cost is not None)
         self.episode = self.new_episode()
         self._prefix: _Prefix | None = None
+        self._prepared = False
 
     @property
     def guidable(self) -> bool:
@@ -151,20 +154,24 @@ class StagedModel:
                 template, ids = self._preprocess.prompt(task, scaled, images)
             with clock.stage("change"):
                 now, updated = self._changed(images[0], depth_cache)
+            # From here on the vision stage may hold other images than the store: whatever fails, it is filled anew.
+            usable = self._give_up_prefix()
             with clock.stage("vision"):
                 features, same = self._vision.see(images, template.pooling, self._timed_patches)
-            prefix = self._open_prefix(template, same)
-            try:
-                tokens, hidden = self._decode(prefix, template, ids, features, depth_cache, updated)
-                with clock.stage("flow"):
-                    if self._discrete is None:
-                        actions = self._actions(torch.cat((ids, tokens)), prefix.store, generator, bound)
-                    else:
-                        actions = self._written(self._discrete, prefix, tokens, hidden)
-            except Exception:
-                prefix.usable = False
-                raise
-            prefix.usable = template.state.stop > 0
+            prefix = self._open_prefix(template, usable and same)
+            if not self._prepared:
+                # Before anything can fail: what the model makes of a first, made up image is of no account.
+                self._prepared = True
+                self._vision.prepare(len(images))
+                self._decoder.prepare()
+                self._flow.prepare(prefix.store.keys[:, :1], prefix.store.values[:, :1], self._horizon)
+            tokens, hidden = self._decode(prefix, template, ids, features, depth_cache, updated)
+            with clock.stage("flow"):
+                if self._discrete is None:
+                    actions = self._actions(torch.cat((ids, tokens)), prefix.store, generator, bound)
+                else:
+                    actions = self._written(self._discrete, prefix, tokens, hidden)
+            prefix.usable = template.state.stop > 0 and bool(np.all(np.isfinite(actions)))
         bins, cache = self._codes(tokens, now, depth_cache, updated)
         return Answer(actions, bins, updated, cache, self._milliseconds(), clock.forwards)
 
@@ -176,6 +183,7 @@ class StagedModel:
         with torch.inference_mode():
             scaled = np.asarray(self._stats.normalize_state(state, self.checkpoint.norm_tag), dtype=np.float32)
             template, ids = self._preprocess.prompt(task, scaled, images)
+            self._give_up_prefix()
             features, _ = self._vision.see(images, template.pooling, self._timed_patches)
             prefix = self._open_prefix(template, False)
             tokens = torch.tensor([words.start, *(words.first_code + codes[:-1])], device=ids.device)
@@ -209,8 +217,17 @@ class StagedModel:
             return now, np.ones(side * side, bool)
         return now, changed_cells(now, before)
 
-    def _open_prefix(self, template: Template, same: bool) -> _Prefix:
-        """The store for this prompt, emptied down to what is still true of it."""
+    def _give_up_prefix(self) -> bool:
+        """Whether the last call's prefix was usable; it is not any more."""
+        prefix = self._prefix
+        usable = prefix is not None and prefix.usable
+        if prefix is not None:
+            prefix.usable = False
+        return usable
+
+    def _open_prefix(self, template: Template, keep: bool) -> _Prefix:
+        """The store for this prompt; emptied, or down to the state tokens where `keep` says that images are the same
+        and the last call went well."""
         prefix = self._prefix
         if prefix is None or prefix.template is not template:
             side = self.checkpoint.depth_side or 0
@@ -219,17 +236,13 @@ class StagedModel:
                 steps = self._full_steps()
             if self._discrete is not None:
                 steps += self._discrete.limit
-            if prefix is None or prefix.store.capacity < template.ids.shape[0] + steps:
-                store = self._decoder.new_store(template.ids.shape[0] + steps)
-            else:
-                store = prefix.store
+            needed, keep = template.ids.shape[0] + steps, False
+            store = self._decoder.store_for(needed, None if prefix is None else prefix.store)
             mask = causal_mask(template.is_image, store.capacity, store.keys.dtype)
             prefix = self._prefix = _Prefix(template, store, mask, self._decoder.embed(template.ids))
         # Image tokens precede the state and see only each other and what precedes them: with the same images, keys
         # and values up to the state tokens are those of the last call.
-        keep = prefix.usable and same
         prefix.store.length = template.state.start if keep else 0
-        prefix.usable = False
         return prefix
 
     def _decode(
@@ -368,7 +381,7 @@ class StagedModel:
 
     def _milliseconds(self) -> dict[str, float]:
         """Stage times without overlap."""
-        raw = {name: 1e3 * value for name, value in self.clock.seconds.items()}
+        raw = {name: 1e3 * value for name, value in self.clock.seconds().items()}
         patches, first = raw.get("patches", 0.0), raw.get("first", 0.0)
         return {
             "preprocess": raw["preprocess"] + raw["change"] + patches,

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import torch
 
 from molmoact2_ros.embodiments import Embodiment
-from molmoact2_ros.policy.backends.opening import choose, open_stages, release
+from molmoact2_ros.policy.backends.opening import choose, open_stages
 from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.loading import load_model
 from molmoact2_ros.policy.model_policy import ModelPolicy
 from molmoact2_ros.policy.options import MAX_GAP_S, InferenceOptions
 from molmoact2_ros.policy.rtc import RTCOptions
 from molmoact2_ros.policy.staged_model import StagedModel
+from molmoact2_ros.policy.stages.stage_set import release
 from molmoact2_ros.policy.tensors import WeightTypes, plain_type
 
 
@@ -43,9 +45,11 @@ class StagedPolicy(ModelPolicy):
             if name != "torch":
                 kind = plain_type(kind)
             stages = open_stages(name, checkpoint, where, options, log=log)
-            model = StagedModel(checkpoint, where, kind, log, options, stages)
+            # Engines hold the weights on the GPU; torch's never get there.
+            loaded = load_model(checkpoint, torch.device("cpu"), kind) if name == "tensorrt" else None
+            model = StagedModel(checkpoint, where, kind, log, options, stages, loaded)
             if name == "onnxruntime":
-                release(model.stages)
+                release(model.stages.decoder.blocks, model.stages.flow.expert.blocks)
             return model
 
         super().__init__(

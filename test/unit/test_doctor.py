@@ -26,9 +26,9 @@ class Workcell(Machine):
         site = "/ws/.venv/lib/python3.12/site-packages"
         modules = ("rclpy", "numpy", "lerobot", "scservo_sdk", "i2rt", "can", "pylibfranka", "pyrealsense2")
         self.origins = {name: f"{site}/{name}/__init__.py" for name in modules}
-        self.versions = {"numpy": "2.2.6", "tensorrt": "10.9"}
+        self.versions = {"numpy": "2.2.6", "tensorrt-rtx-cu13-bindings": "1.7.1.116"}
         self.commands = {
-            "nvidia-smi": (0, "NVIDIA GeForce RTX 4090, 570.1, 24564 MiB\n"),
+            "nvidia-smi": (0, "NVIDIA GeForce RTX 4090, 570.1, 24564 MiB, 8.9\n"),
             "ip": (0, UP),
             "timedatectl": (0, "yes\n"),
             "ldconfig": (0, "libusb-1.0.so.0\n"),
@@ -104,9 +104,30 @@ def change(**values):
 
 WRONG = {
     "no GPU": (change(commands={"nvidia-smi": (127, "")}), "so101", "GPU", Level.WARN, "ubuntu-drivers"),
-    "small GPU": (change(commands={"nvidia-smi": (0, "T400, 570, 4096 MiB")}), "so101", "GPU", Level.WARN, ""),
+    "small GPU": (change(commands={"nvidia-smi": (0, "T1200, 570, 4096 MiB, 8.6")}), "so101", "GPU", Level.WARN, ""),
     "torch without CUDA": (change(cuda=(False, "torch 2.11+cpu sees no GPU")), "so101", "CUDA", Level.ERROR, "torch=="),
-    "no TensorRT": (change(versions={"tensorrt": ""}), "so101", "TensorRT", Level.WARN, "pip install tensorrt"),
+    "GPU without words": (change(commands={"nvidia-smi": (0, "")}), "so101", "GPU", Level.WARN, "ubuntu-drivers"),
+    "no TensorRT for RTX": (
+        change(versions={"tensorrt-rtx-cu13-bindings": ""}),
+        "so101",
+        "TensorRT",
+        Level.WARN,
+        "tensorrt_rtx_cu13",
+    ),
+    "TensorRT on Hopper": (
+        change(commands={"nvidia-smi": (0, "NVIDIA H100, 580, 81559 MiB, 9.0")}),
+        "so101",
+        "TensorRT",
+        Level.WARN,
+        "tensorrt-cu13>=10.13",
+    ),
+    "a GPU without bfloat16": (
+        change(commands={"nvidia-smi": (0, "Tesla T4, 570, 15360 MiB, 7.5")}),
+        "so101",
+        "TensorRT",
+        Level.WARN,
+        "",
+    ),
     "no ROS": (change(origins={"rclpy": ""}), "so101", "ROS", Level.ERROR, "apt install ros-jazzy"),
     "ROS not sourced": (
         change(origins={"rclpy": ""}, there={"/opt/ros/jazzy/setup.bash", PORT, CAMERA}),

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from small_checkpoints import ROBOT, make_checkpoint
 
-from molmoact2_ros.policy import CheckpointError, Observation, loading, open_checkpoint, open_policy
+from molmoact2_ros.policy import CheckpointError, Observation, loading, open_checkpoint, open_policy, reference
 from molmoact2_ros.policy.interface import UnendedSequenceError
 from molmoact2_ros.policy.reference_contract import broken
 from molmoact2_ros.policy.reference_policy import ReferencePolicy
@@ -305,3 +305,18 @@ def test_unknown_backend_device_and_dtype_are_refused(directory: Path) -> None:
 def test_config_that_describes_no_model_is_refused(directory: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not describe"):
         loading.empty_model({"text_config": {"hidden_size": "wide"}})
+
+
+@pytest.mark.parametrize("size", [(480, 640), (240, 320), (479, 641), (60, 80), (31, 47), (720, 1280)])
+def test_images_are_resized_for_the_change_of_cells_as_the_reference_does(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(7).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = loading.modeling()._resize_depth_reasoning_image(image, 320)
+    np.testing.assert_array_equal(reference.resized_for_depth(image, 320), expected)
+    # Where torch gives other pixels it is not used.
+    whole = reference._resized_by_torch
+    monkeypatch.setattr(reference, "_resized_by_torch", lambda image, side: whole(image[:, ::-1].copy(), side))
+    reference._torch_resizes_alike.cache_clear()
+    np.testing.assert_array_equal(reference.resized_for_depth(image, 320), expected)
+    reference._torch_resizes_alike.cache_clear()

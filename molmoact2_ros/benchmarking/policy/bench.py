@@ -214,6 +214,11 @@ class _Bench:
             yield None
             return
         loaded = self._weights()
+        if backend == "tensorrt":
+            from molmoact2_ros.policy.loading import load_model
+
+            # Engines hold the weights on the GPU; torch's never get there.
+            loaded = load_model(first, torch.device("cpu"), self.dtype)
         thinking: Any
         if backend == "reference":
             thinking = ReferenceModel(first, self.device, self.dtype, loaded)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from molmoact2_ros.policy.backends.buckets import ShapeBuckets
+from molmoact2_ros.policy.backends.buckets import WINDOWS, ShapeBuckets
 from molmoact2_ros.policy.checkpoint import Checkpoint
 from molmoact2_ros.policy.reference import prompt_text
 
@@ -14,11 +14,14 @@ TASK = "put the red cube on the green plate beside the cup"
 """Stands for the length of a task."""
 
 
-def buckets_for(checkpoint: Checkpoint, config: Any, processor: Any, tokens: int) -> ShapeBuckets:
+def buckets_for(
+    checkpoint: Checkpoint, config: Any, processor: Any, tokens: int, windows: tuple[int, ...] = WINDOWS
+) -> ShapeBuckets:
     """The buckets of a checkpoint's prompts: of a task of some words, with all cameras.
 
     Args:
         tokens: at least so many in all, for longer tasks; 0 for the usual room.
+        windows: rows of later passes, ascending.
     """
     width = checkpoint.state_bounds.shape[1]
     depth = checkpoint.depth_side
@@ -31,4 +34,4 @@ def buckets_for(checkpoint: Checkpoint, config: Any, processor: Any, tokens: int
     free = max(8, int(config.max_action_horizon or 0)) + 1
     most = int(config.text_config.max_position_embeddings)
     extra = max(tokens - (prompt + cells + 2 + free), 0)
-    return ShapeBuckets.around(prompt + extra, cells, free, most)
+    return ShapeBuckets.around(prompt + extra, cells, free, most, windows)

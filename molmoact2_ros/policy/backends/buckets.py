@@ -46,23 +46,26 @@ class ShapeBuckets:
     Attributes:
         prompt: rows of the first pass: the longest prompt with its drafted depth sequence.
         windows: rows of a later pass, ascending. tokens: the most tokens that the store holds and the flow sees.
+        outputs: of how many of its last rows the first pass gives the states: a whole depth sequence and one more.
     """
 
     prompt: int
     tokens: int
     windows: tuple[int, ...] = WINDOWS
+    outputs: int = WINDOWS[-1]
 
     @classmethod
-    def around(cls, prompt: int, cells: int, free: int, most: int) -> ShapeBuckets:
+    def around(cls, prompt: int, cells: int, free: int, most: int, windows: tuple[int, ...] = WINDOWS) -> ShapeBuckets:
         """ShapeBuckets for prompts of about `prompt` tokens, with room for a longer task.
 
         Args:
             prompt: of the task at hand. cells: of the depth grid, 0 without. free: tokens that may follow the cells.
-            most: positions that the model has.
+            most: positions that the model has. windows: rows of later passes, ascending.
         """
         drafted = cells + 2 if cells else 0
         first = min(_up(prompt + drafted + 32, 64), most)
-        return cls(first, min(_up(first + free, 64), most))
+        # The prompt's last row is asked for, too: it tells the first drafted token.
+        return cls(first, min(_up(first + free, 64), most), windows, max(windows[-1], drafted + 1))
 
 
 def _up(size: int, step: int) -> int:
@@ -88,15 +91,30 @@ def make_buffers(graph: Graph, device: torch.device) -> Buffers:
 
 
 class BucketedVision(VisionStage):
-    """Pictures through one graph for each number of images."""
+    """Pictures through one graph for each number of images, or one image after the other.
 
-    def __init__(self, backbone: Any, runner: Runner) -> None:
+    Args:
+        image: pixels and pooling table of one image, of which graphs are made; None: of all images together.
+    """
+
+    def __init__(self, backbone: Any, runner: Runner, image: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
         super().__init__(backbone)
         self._runner = runner
+        self._image = image
         self._made: dict[tuple[Any, ...], _Made] = {}
 
     def encode(self, pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """See `VisionStage.encode`."""
+        if self._image is None or pixels.shape[0] <= self._image[0].shape[0]:
+            return self._encode(pixels, table)
+        crops, tokens = self._image[0].shape[0], self._image[1].shape[0]
+        found = []
+        for index, (part, rows) in enumerate(zip(pixels.split(crops), table.split(tokens), strict=True)):
+            patches = index * crops * pixels.shape[1]
+            found.append(self._encode(part, torch.where(rows >= 0, rows - patches, rows)))
+        return torch.cat(found)
+
+    def _encode(self, pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         key = (tuple(pixels.shape), pixels.dtype, tuple(table.shape))
         made = self._made.get(key)
         if made is None:
@@ -106,6 +124,16 @@ class BucketedVision(VisionStage):
         made.buffers["table"].copy_(table)
         self._runner.run(made.graph, made.buffers)
         return made.buffers["features"].clone()
+
+    def prepare(self, images: int) -> None:
+        """Run the graphs of fewer new images than the `images` of the calls so far."""
+        if self._image is not None:
+            return
+        for made in list(self._made.values()):
+            pixels, table = made.buffers["pixels"], made.buffers["table"]
+            for count in range(1, images):
+                crops, tokens = (count * part.shape[0] // images for part in (pixels, table))
+                self.encode(torch.zeros_like(pixels[:crops]), torch.zeros_like(table[:tokens]))
 
 
 class BucketedDecoder(TextDecoder):
@@ -122,7 +150,14 @@ class BucketedDecoder(TextDecoder):
         weight = self.ln_f.weight
         width = self.kv_heads * self.head
         self._store = KeyValueStore(len(self.blocks), buckets.tokens, width, weight.device, self.dtype)
+        self._written = 0
         self._made: dict[int, _Made] = {}
+
+    def store_for(self, capacity: int, present: KeyValueStore | None) -> KeyValueStore:
+        """See `TextDecoder.store_for`; back to the one store wherever it suffices."""
+        if present is self._store or min(capacity, self.max_positions) <= self._store.capacity:
+            return self.new_store(capacity)
+        return super().store_for(capacity, present)
 
     def new_store(self, capacity: int) -> KeyValueStore:
         """The one store, emptied; another one where it is too small and torch can do without buckets.
@@ -162,18 +197,27 @@ class BucketedDecoder(TextDecoder):
         for first in range(0, n, size):
             last = min(first + size, n)
             part = None if mask is None else mask[first:last, : base + last]
-            hidden = self._pass(x[first:last], store, part)
-            found.append(hidden[max(n - outputs - first, 0) :])
+            found.append(self._pass(x[first:last], store, part, min(last - first, max(outputs - (n - last), 0))))
         return torch.cat(found)
 
-    def _pass(self, x: torch.Tensor, store: KeyValueStore, mask: torch.Tensor | None) -> torch.Tensor:
-        """One graph's worth of rows; returns the hidden states of all of them that the graph gives, the last ones."""
+    def _pass(self, x: torch.Tensor, store: KeyValueStore, mask: torch.Tensor | None, asked: int) -> torch.Tensor:
+        """One graph's worth of rows; returns the hidden states of the last `asked` of them.
+
+        Raises:
+            BucketError: the graph gives fewer.
+        """
         start, n = store.length, x.shape[0]
         made = self._bucket(n, start > 0)
         buffers, past = made.buffers, 0 if start == 0 else self.buckets.tokens
         size, outputs = buffers["rows"].shape[0], buffers["wanted"].shape[0]
+        if asked > outputs:
+            raise BucketError(f"{asked} rows' states are asked for, the graph {made.graph.name} gives {outputs}")
         positions = torch.arange(start, start + size, device=x.device).clamp_(max=self.max_positions - 1)
         buffers["rows"][:n] = x
+        # What may not be seen has weight zero, and zero times NaN is NaN: nothing of an earlier call is left behind.
+        buffers["rows"][n:] = 0.0
+        store.keys[:, start : self._written] = 0.0
+        store.values[:, start : self._written] = 0.0
         buffers["cos"].copy_(self.cos[positions])
         buffers["sin"].copy_(self.sin[positions])
         seen = buffers["mask"]
@@ -185,13 +229,18 @@ class BucketedDecoder(TextDecoder):
         buffers["wanted"].zero_()
         buffers["wanted"][:given] = torch.arange(n - given, n, device=x.device)
         self._runner.run(made.graph, buffers)
-        for layer in range(len(self.blocks)):
-            store.keys[layer, start : start + n] = buffers[f"key_{layer}"][:n]
-            store.values[layer, start : start + n] = buffers[f"value_{layer}"][:n]
-        store.length = start + n
-        hidden = buffers["hidden"][:given]
-        # As many rows as came in: those that no graph gives are never asked for (see `StagedModel`).
-        return torch.cat((hidden.new_zeros((n - given, hidden.shape[1])), hidden))
+        store.keys[:, start : start + n] = made.buffers["keys"][:, :n]
+        store.values[:, start : start + n] = made.buffers["values"][:, :n]
+        self._written = store.length = start + n
+        return buffers["hidden"][given - asked : given].clone()
+
+    def prepare(self) -> None:
+        """Run every graph once: an engine is then loaded, a capture made, before anything moves."""
+        row = self.cos.new_zeros((1, self.ln_f.weight.shape[0])).to(self.dtype)
+        for rows in (0, *self.buckets.windows):
+            self._store.length = self.buckets.tokens - rows if rows else 0
+            self._pass(row.expand(max(rows, 1), -1), self._store, None, 1)
+        self._store.length = 0
 
     def _bucket(self, n: int, behind: bool) -> _Made:
         buckets = self.buckets
@@ -200,16 +249,21 @@ class BucketedDecoder(TextDecoder):
         if made is None:
             made = _Made(bucket_graph(self, buckets, size, behind))
             made.buffers = make_buffers(made.graph, self.ln_f.weight.device)
-            for layer in range(len(self.blocks) if behind else 0):
-                made.buffers[f"past_key_{layer}"] = self._store.keys[layer]
-                made.buffers[f"past_value_{layer}"] = self._store.values[layer]
+            # New keys and values of all layers lie in one tensor each, so that one copy takes them to the store.
+            shape = (len(self.blocks), size, self._store.keys.shape[2])
+            for name, past in (("key", self._store.keys), ("value", self._store.values)):
+                new = made.buffers[f"{name}s"] = past.new_zeros(shape)
+                for layer in range(len(self.blocks)):
+                    made.buffers[f"{name}_{layer}"] = new[layer]
+                    if behind:
+                        made.buffers[f"past_{name}_{layer}"] = past[layer]
             self._made[size if behind else -size] = made
         return made
 
 
 def bucket_graph(stage: TextDecoder, buckets: ShapeBuckets, rows: int, behind: bool) -> Graph:
-    """The decoder's graph for so many rows, behind known tokens or first; it gives the states of a widest window."""
-    return decoder_graph(stage, rows, buckets.tokens if behind else 0, min(rows, buckets.windows[-1]))
+    """The decoder's graph for so many rows, behind known tokens or first."""
+    return decoder_graph(stage, rows, buckets.tokens if behind else 0, rows if behind else min(rows, buckets.outputs))
 
 
 class BucketedFlow(FlowStage):
@@ -223,6 +277,13 @@ class BucketedFlow(FlowStage):
         self._seen = 0
         self._beyond = False
 
+    def prepare(self, keys: torch.Tensor, values: torch.Tensor, horizon: int) -> None:
+        """Run the graphs of the context and of a step once."""
+        kind = self.expert.action_embed.weight.dtype
+        context = self.project(keys.to(kind), values.to(kind))
+        actions = context[0].new_zeros((1, horizon, self.width))
+        self.step(actions, 0, context, self.rope(actions))
+
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FlowStage.project`; the result belongs to the stage and lasts until the next call."""
         self._beyond = keys.shape[1] > self.buckets.tokens
@@ -233,9 +294,11 @@ class BucketedFlow(FlowStage):
         if made is None:
             graph = context_graph(self, keys.shape[0], keys.shape[2], self.buckets.tokens)
             made = self._context = _Made(graph, make_buffers(graph, keys.device))
-        self._seen = keys.shape[1]
+        before, self._seen = self._seen, keys.shape[1]
         made.buffers["keys"][:, : self._seen] = keys
         made.buffers["values"][:, : self._seen] = values
+        made.buffers["keys"][:, self._seen : before] = 0.0
+        made.buffers["values"][:, self._seen : before] = 0.0
         self._runner.run(made.graph, made.buffers)
         return made.buffers["context_keys"], made.buffers["context_values"]
 
@@ -269,11 +332,16 @@ class BucketedFlow(FlowStage):
 
 
 def bucketed_stages(
-    model: Any, dof: int, buckets: ShapeBuckets, runner: Runner, plain: Callable[[str], None] | None = None
+    model: Any,
+    dof: int,
+    buckets: ShapeBuckets,
+    runner: Runner,
+    plain: Callable[[str], None] | None = None,
+    image: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Stages:
-    """All stages by buckets, with one runner; `plain` as `BucketedDecoder` takes it."""
+    """All stages by buckets, with one runner; `plain` as `BucketedDecoder` takes it, `image` as `BucketedVision`."""
     return Stages(
-        BucketedVision(model.vision_backbone, runner),
+        BucketedVision(model.vision_backbone, runner, image),
         BucketedDecoder(model.transformer, buckets, runner, plain),
         BucketedFlow(model, dof, buckets, runner),
     )

@@ -73,6 +73,8 @@ def source_hash() -> str:
         room / "graphs.py",
         room / "export.py",
         room / "buckets.py",
+        room / "bucket_sizes.py",
+        room / "tensorrt_engine.py",
         *sorted((room.parent / "stages").glob("*.py")),
     ]
     return "".join(file_hash(path)[:8] for path in files)
@@ -80,8 +82,17 @@ def source_hash() -> str:
 
 def graph_key(checkpoint: Checkpoint, root: Path, graph: Graph, **more: Any) -> dict[str, Any]:
     """What decides the content of a graph's file."""
-    ports = [[port.name, list(port.shape), str(port.dtype)] for port in (*graph.inputs, *graph.outputs)]
-    return {"graph": graph.name, "ports": ports, **_content(checkpoint, root), **more}
+    return {"graph": graph.name, "ports": ports_of(graph), **_content(checkpoint, root), **more}
+
+
+def ports_of(graph: Graph) -> list[Any]:
+    """Names, sizes and types at a graph's ends, for a key."""
+    return [[port.name, list(port.shape), str(port.dtype)] for port in (*graph.inputs, *graph.outputs)]
+
+
+def engine_content(checkpoint: Checkpoint, root: Path) -> dict[str, Any]:
+    """What decides an engine beside its graph and the library: no package that is needed for building alone."""
+    return {"checkpoint": checkpoint_hash(checkpoint.directory, checkpoint.files, root), "source": source_hash()}
 
 
 def _content(checkpoint: Checkpoint, root: Path) -> dict[str, Any]:
@@ -173,7 +184,11 @@ def as_facts(agreement: Agreement) -> dict[str, Any]:
 
 
 def compare(graph: Graph, run: Callable[[Tensors, Tensors], None], device: torch.device | None = None) -> Agreement:
-    """Hold `run` (inputs, outputs to fill) against the graph's own module on random inputs of several sizes."""
+    """Hold `run` (inputs, outputs to fill) against the graph's own module on random inputs of several sizes.
+
+    Args:
+        device: where `run` wants its tensors, None: where the module is.
+    """
     named = {size for port in graph.inputs for size in port.shape if isinstance(size, str)}
     trials: list[dict[str, int]] = [{}]
     if named:
@@ -184,7 +199,7 @@ def compare(graph: Graph, run: Callable[[Tensors, Tensors], None], device: torch
         ]
     cosine, error, largest = 1.0, 0.0, 0.0
     for index, sizes in enumerate(trials):
-        inputs = [tensor.to(device) for tensor in sample_inputs(graph, sizes, 100 * index)]
+        inputs = sample_inputs(graph, sizes, 100 * index)
         with torch.inference_mode():
             expected = graph.module(*inputs)
             expected = expected if isinstance(expected, tuple) else (expected,)
@@ -192,9 +207,9 @@ def compare(graph: Graph, run: Callable[[Tensors, Tensors], None], device: torch
                 port.name: torch.empty(x.shape, dtype=x.dtype, device=device)
                 for port, x in zip(graph.outputs, expected, strict=True)
             }
-            run({port.name: x for port, x in zip(graph.inputs, inputs, strict=True)}, made)
+            run({port.name: x.to(device) for port, x in zip(graph.inputs, inputs, strict=True)}, made)
             for port, x in zip(graph.outputs, expected, strict=True):
-                ours, theirs = made[port.name].double().flatten(), x.double().flatten()
+                ours, theirs = made[port.name].to(x.device).double().flatten(), x.double().flatten()
                 norm = (ours.norm() * theirs.norm()).item()
                 cosine = min(cosine, (ours @ theirs).item() / norm if norm > 0 else float(torch.equal(ours, theirs)))
                 error = max(error, (ours - theirs).abs().max().item())

@@ -57,7 +57,7 @@ class EngineCache:
             manifest = json.loads(path.read_text())
             known, files, facts = manifest["key"], manifest["files"], dict(manifest["facts"])
             for name, expected in files.items():
-                if not self._is(folder / name, expected):
+                if self.hash_of(folder / name) != expected:
                     raise ValueError(f"{name} is not the file that was written")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._log(f"cache entry {folder.name} is not used: {error}; it will be made anew")
@@ -90,13 +90,13 @@ class EngineCache:
             raise
         return Entry(folder, facts)
 
-    def _is(self, path: Path, expected: str) -> bool:
-        """Whether the file has this hash; a file is read once as long as nobody touches it."""
+    def hash_of(self, path: Path) -> str:
+        """The hash of a file, which is read once as long as nobody touches it."""
         about = path.stat()
         mark = (str(path), about.st_size, about.st_mtime_ns, about.st_ino)
         if self._read.get(mark) is None:
             self._read[mark] = file_hash(path)
-        return self._read[mark] == expected
+        return self._read[mark]
 
     def _folder(self, key: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()

@@ -40,13 +40,13 @@ class CapturedRunner:
         if self.reason:
             self._inner.run(graph, buffers)
             return
-        captured = self._captured.get(graph.name)
+        captured = self._captured.get(graph.key)
         if captured is None:
             try:
-                captured = self._captured[graph.name] = self._capture(graph, buffers)
+                captured = self._captured[graph.key] = self._capture(graph, buffers)
             except Exception as error:
                 # Whatever went wrong, the plain run is right; what is captured already stays in use no longer either.
-                self.reason = f"capturing {graph.name} failed ({type(error).__name__}: {str(error).splitlines()[0]})"
+                self.reason = f"capturing {graph.name} failed ({first_line(error)})"
                 self._log(f"no CUDA graphs: {self.reason}; stages are launched one kernel at a time")
                 self._captured.clear()
                 self._inner.run(graph, buffers)
@@ -75,6 +75,11 @@ class CapturedRunner:
         return made
 
 
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, if anything."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+
+
 def _no_graphs(device: torch.device) -> str:
     """Why there are no CUDA graphs on this device; empty where there are."""
     if device.type != "cuda":
@@ -94,18 +99,17 @@ class CompiledRunner:
 
     def run(self, graph: Graph, buffers: Buffers) -> None:
         """See `Runner`."""
-        known = self._compiled.get(graph.name)
+        known = self._compiled.get(graph.key)
         if known is None:
             # Sizes are fixed: one compilation a graph, and none later.
             module: Any = torch.compile(graph.module, backend=self._backend, dynamic=False, fullgraph=True)
-            known = self._compiled[graph.name] = Graph(graph.name, module, graph.inputs, graph.outputs)
+            known = self._compiled[graph.key] = Graph(graph.name, module, graph.inputs, graph.outputs)
         if known is graph:
             self._eager.run(graph, buffers)
             return
         try:
             self._eager.run(known, buffers)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-            self._log(f"{graph.name} is not compiled ({reason}); it runs eagerly")
-            self._compiled[graph.name] = graph
+            self._log(f"{graph.name} is not compiled ({first_line(error)}); it runs eagerly")
+            self._compiled[graph.key] = graph
             self._eager.run(graph, buffers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from molmoact2_ros.embodiments import Embodiment, embodiment
 from molmoact2_ros.policy.backends.build import Agreement, ParityError, Say, exported_all, free_graphs, image_sample
 from molmoact2_ros.policy.backends.cache import EngineCache, default_root
+from molmoact2_ros.policy.backends.tensorrt_engine import Built
+from molmoact2_ros.policy.backends.tensorrt_library import parse_capabilities
 from molmoact2_ros.policy.checkpoint import Checkpoint, open_checkpoint
 from molmoact2_ros.policy.loading import load_model, load_processor
 from molmoact2_ros.policy.options import ENGINE_PRECISIONS
@@ -30,7 +32,8 @@ WriteRandom = Callable[[Path, Embodiment, str], object]
 
 @dataclass(frozen=True)
 class Request:
-    """What `molmoact2 compile` was asked for; empty values stand for defaults, `tokens` widens the buckets.
+    """What `molmoact2 compile` was asked for; empty values stand for defaults, `tokens` widens the buckets, `targets`
+    are the GPUs that engines are built for, as "sm89".
 
     Raises:
         ValueError: the backend needs no compiling, or does not compute in this precision.
@@ -45,18 +48,19 @@ class Request:
     tokens: int = 0
     cache: str = ""
     self_test: bool = False
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.backend not in PRECISIONS:
             raise ValueError(f"backend {self.backend!r} needs no compiling; use {' or '.join(PRECISIONS)}")
         if self.precision == "fp8":
-            raise ValueError(
-                "precision fp8 needs scales measured on images of the cell, which this version does not take; use "
-                "bf16 or fp16"
-            )
+            raise ValueError("precision fp8 is not built by this version; use bf16, or fp16 for images and flow")
         if self.precision and self.precision not in PRECISIONS[self.backend]:
             known = ", ".join(PRECISIONS[self.backend])
             raise ValueError(f"backend {self.backend} has no precision {self.precision!r}; use {known}")
+        if self.targets and self.backend != "tensorrt":
+            raise ValueError(f"--for names GPUs, which backend {self.backend} does not use")
+        parse_capabilities(self.targets)
 
     @property
     def kind(self) -> str:
@@ -93,16 +97,25 @@ def run_compile(request: Request, write_random: WriteRandom) -> bool:
 
         try:
             if request.self_test:
-                rows = self_test(request, robot, say, write_random)
+                built, rows = self_test(request, robot, say, write_random)
             else:
-                rows = compile_checkpoint(_opened(request, robot), robot, request, store, say)
+                built, rows = compile_checkpoint(_opened(request, robot), robot, request, store, say)
         except ParityError as error:
             bar.stop()
             print(f"molmoact2: refused: {error}", file=sys.stderr)
             return False
-    show(rows, Console())
     kept = "of a small random model" if request.self_test else f"in {root}"
-    print(f"backend {request.backend}, {request.kind}: {len(rows)} comparisons agree; files {kept}")
+    if built:
+        show_engines(built, Console())
+    if rows:
+        show(rows, Console())
+        print(f"backend {request.backend}, {request.kind}: {len(rows)} comparisons agree; files {kept}")
+    else:
+        print(
+            f"backend {request.backend}, {request.kind}: {len(built)} engines for {', '.join(request.targets)}; files "
+            f"{kept}. Copy that folder to the robot's machine, into $MOLMOACT2_CACHE or ~/.cache/molmoact2_ros: there "
+            "each engine is held against torch before its first use."
+        )
     return True
 
 
@@ -113,8 +126,9 @@ def _opened(request: Request, robot: Embodiment) -> Checkpoint:
 
 def compile_checkpoint(
     checkpoint: Checkpoint, robot: Embodiment, request: Request, store: EngineCache, say: Say
-) -> list[Agreement]:
-    """Build what is missing, and return how alike each graph is to the reference's weights in torch.
+) -> tuple[dict[str, Built], list[Agreement]]:
+    """Build what is missing, and return what is known of engines, and how alike each graph is to torch: nothing where
+    engines are for another machine.
 
     Raises:
         ParityError: a graph differs; the good ones before it are kept.
@@ -123,18 +137,19 @@ def compile_checkpoint(
     if request.backend == "tensorrt":
         from molmoact2_ros.policy.backends.tensorrt_build import build_engines
 
-        return build_engines(checkpoint, robot, request.kind, request.tokens, store, say)
+        targets = parse_capabilities(request.targets)
+        return build_engines(checkpoint, robot, request.kind, request.tokens, targets, store, say)
     model = load_model(checkpoint, torch.device("cpu"), torch.float32)
     stages = torch_stages(model.model, robot.dof)
     graphs = free_graphs(stages, *image_sample(load_processor(checkpoint.processor)))
-    return [
-        Agreement(graph.name, facts["cosine"], facts["max_error"], facts["largest"])
-        for graph, _, facts in exported_all(graphs, checkpoint, store, say)
-    ]
+    rows = [Agreement(graph.name, **facts) for graph, _, facts in exported_all(graphs, checkpoint, store, say)]
+    return {}, rows
 
 
-def self_test(request: Request, robot: Embodiment, say: Say, write_random: WriteRandom) -> list[Agreement]:
-    """Compile a small random model from nothing, and run whole calls of it against torch.
+def self_test(
+    request: Request, robot: Embodiment, say: Say, write_random: WriteRandom
+) -> tuple[dict[str, Built], list[Agreement]]:
+    """Compile a small random model from nothing, and run whole calls of it against torch where it runs here.
 
     Raises:
         ParityError: a stage, the codes or the actions differ.
@@ -147,11 +162,27 @@ def self_test(request: Request, robot: Embodiment, say: Say, write_random: Write
         write_random(directory, robot, TASK)
         opened = open_checkpoint(directory, robot, robot.norm_tag)
         store = EngineCache(Path(scratch) / "cache", lambda text: None)
-        found = compile_checkpoint(opened, robot, request, store, say)
-        say("whole calls", "running")
-        found += run_trial(opened, robot, request.backend, request.kind, store, TASK)
-        say("whole calls", "done")
-        return found
+        built, found = compile_checkpoint(opened, robot, request, store, say)
+        if found:
+            say("whole calls", "running")
+            found += run_trial(opened, robot, request.backend, request.kind, store, TASK)
+            say("whole calls", "done")
+        return built, found
+
+
+def show_engines(built: Mapping[str, Built], console: Any) -> None:
+    """Print how large every engine is."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("engine")
+    for name in ("layers", "weights, MB", "engine, MB", "copies", "seconds"):
+        shown.add_column(name, justify="right")
+    for stage, about in built.items():
+        copies = f"{about.bytes / about.weights:.2f}" if about.weights else ""
+        sizes = (f"{size / 1e6:.1f}" for size in (about.weights, about.bytes))
+        shown.add_row(stage, str(about.layers), *sizes, copies, f"{about.seconds:.0f}")
+    console.print(shown)
 
 
 def show(rows: Sequence[Agreement], console: Any) -> None:

@@ -26,7 +26,8 @@ def export_graph(graph: Graph, path: Path) -> None:
     Raises:
         RuntimeError: torch could not export it.
     """
-    examples = sample_inputs(graph, SAMPLE)
+    device = next(graph.module.parameters(), torch.empty(0)).device
+    examples = [example.to(device) for example in sample_inputs(graph, SAMPLE)]
     names = {size for port in graph.inputs for size in port.shape if isinstance(size, str)}
     dynamic: Any = None
     if names:

@@ -6,7 +6,9 @@ flow sees, `crops` images. A graph is made for one set of these sizes; with `Non
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,12 +45,19 @@ class Port:
 
 @dataclass(frozen=True)
 class Graph:
-    """A module with named inputs and outputs. `name` is unique among the graphs of a model and its sizes."""
+    """A module with named inputs and outputs, of a stage: "vision", "decoder", "context" or "step". `name` is for
+    people: two graphs of a model may share it."""
 
     name: str
     module: nn.Module
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    stage: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """The name with a hash of all names, sizes and types: unique among the graphs of a model."""
+        return f"{self.name}:{hashlib.sha256(repr((self.inputs, self.outputs)).encode()).hexdigest()[:16]}"
 
 
 # The modules below call the stages' own definitions by class: a backend's stage may have replaced the method.
@@ -127,7 +136,7 @@ def vision_graph(stage: VisionStage, pixels: torch.Tensor, table: torch.Tensor) 
     width = stage.backbone.image_projector.w2.out_features
     inputs = (Port("pixels", tuple(pixels.shape), pixels.dtype), Port("table", tuple(table.shape), table.dtype))
     outputs = (Port("features", (table.shape[0], width), stage.dtype),)
-    return Graph(f"vision_{pixels.shape[0]}", _Vision(stage), inputs, outputs)
+    return Graph(f"vision_{pixels.shape[0]}", _Vision(stage), inputs, outputs, "vision")
 
 
 def decoder_graph(stage: TextDecoder, rows: int | None, past: int | None, outputs: int | None) -> Graph:
@@ -156,7 +165,7 @@ def decoder_graph(stage: TextDecoder, rows: int | None, past: int | None, output
                 inputs.append(Port(f"past_{name}_{layer}", (m, kv), kind))
             made.append(Port(f"{name}_{layer}", (n, kv), kind))
     name = "decoder" if rows is None else f"decoder_{rows}_{past}_{outputs}"
-    return Graph(name, _Decoder(stage), tuple(inputs), tuple(made))
+    return Graph(name, _Decoder(stage), tuple(inputs), tuple(made), "decoder")
 
 
 def context_graph(stage: FlowStage, layers: int, width: int, tokens: int | None) -> Graph:
@@ -166,7 +175,7 @@ def context_graph(stage: FlowStage, layers: int, width: int, tokens: int | None)
     inputs = (Port("keys", (layers, n, width), kind), Port("values", (layers, n, width), kind))
     shape = (layers, stage.heads, n, stage.head)
     outputs = (Port("context_keys", shape, kind), Port("context_values", shape, kind))
-    return Graph("context" if tokens is None else f"context_{tokens}", _Context(stage), inputs, outputs)
+    return Graph("context" if tokens is None else f"context_{tokens}", _Context(stage), inputs, outputs, "context")
 
 
 def step_graph(stage: FlowStage, horizon: int | None, tokens: int | None) -> Graph:
@@ -190,7 +199,7 @@ def step_graph(stage: FlowStage, horizon: int | None, tokens: int | None) -> Gra
         inputs += [Port(name, (1, 1, h, stage.head), kind) for name in ("cos", "sin")]
     outputs = (Port("velocity", (1, h, stage.width), kind),)
     name = "step" if tokens is None else f"step_{horizon}_{tokens}"
-    return Graph(name, _Step(stage), tuple(inputs), outputs)
+    return Graph(name, _Step(stage), tuple(inputs), outputs, "step")
 
 
 def context_by_layer(context: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:

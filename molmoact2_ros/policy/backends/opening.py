@@ -141,10 +141,3 @@ def _onnx(checkpoint: Checkpoint, device: torch.device, store: EngineCache, log:
         return onnx_stages(model, dof, graphs[0], sessions)
 
     return opened
-
-
-def release(stages: Stages) -> None:
-    """Drop torch's weights of the layers that `stages` do not run in torch: their backend holds its own copy."""
-    for layers in (stages.decoder.blocks, stages.flow.expert.blocks):
-        for parameter in layers.parameters():
-            parameter.data = parameter.data.new_empty(0)

@@ -10,6 +10,7 @@ from molmoact2_ros.policy.backends.build import Agreement, ParityError
 from molmoact2_ros.policy.backends.cache import EngineCache
 from molmoact2_ros.policy.backends.opening import open_stages
 from molmoact2_ros.policy.checkpoint import Checkpoint
+from molmoact2_ros.policy.loading import load_model
 from molmoact2_ros.policy.options import InferenceOptions
 from molmoact2_ros.policy.staged_model import StagedModel
 
@@ -32,9 +33,9 @@ def run_trial(
         pass
 
     options = InferenceOptions() if precision == "float32" else InferenceOptions(precision=precision)
-    ours = StagedModel(
-        checkpoint, where, kind, quiet, options, open_stages(backend, checkpoint, where, options, store, quiet)
-    )
+    stages = open_stages(backend, checkpoint, where, options, store, quiet)
+    loaded = load_model(checkpoint, torch.device("cpu"), kind) if backend == "tensorrt" else None
+    ours = StagedModel(checkpoint, where, kind, quiet, options, stages, loaded)
     theirs = StagedModel(checkpoint, where, kind, quiet)
     random = np.random.default_rng(0)
     first = [_scene(random) for _ in checkpoint.cameras]

@@ -77,16 +77,25 @@ class TextDecoder(nn.Module):
         device = self.ln_f.weight.device
         return KeyValueStore(len(self.blocks), rows, self.kv_heads * self.head, device, self.dtype)
 
+    def store_for(self, capacity: int, present: KeyValueStore | None) -> KeyValueStore:
+        """An emptied store for at most `capacity` tokens: the `present` one where it suffices."""
+        if present is None or present.capacity < min(capacity, self.max_positions):
+            return self.new_store(capacity)
+        present.length = 0
+        return present
+
+    def prepare(self) -> None:
+        """Make ready what later calls may need: nothing. What a store holds is lost."""
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, width) of token ids (n,), the added ones included, without joining the two tables."""
         if isinstance(self.wte, nn.Embedding):
             return self.wte(ids)
         table, added = self.wte.embedding, self.wte.new_embedding
+        # Both tables for every token: to ask which are needed would wait for the device.
         rows = functional.embedding(ids.clamp(max=table.shape[0] - 1), table)
-        beyond = ids >= table.shape[0]
-        if bool(beyond.any()):
-            rows[beyond] = functional.embedding(ids[beyond] - table.shape[0], added)
-        return rows
+        others = functional.embedding((ids - table.shape[0]).clamp(min=0), added)
+        return torch.where((ids >= table.shape[0])[:, None], others, rows)
 
     def forward(self, x: torch.Tensor, store: KeyValueStore, mask: torch.Tensor | None, outputs: int) -> torch.Tensor:
         """Append the rows `x` (n, width) to `store` and return the normed hidden states of the last `outputs` rows.

@@ -37,6 +37,7 @@ class FlowStage(nn.Module):
         self.kept = action_dim if config.mask_action_dim_padding and action_dim < self.width else None
         with torch.inference_mode():
             self._prepare_modulations()
+            self._prepare_gates()
 
     def noise(self, horizon: int, generator: torch.Generator) -> torch.Tensor:
         """The start of the flow, (1, horizon, width), drawn as the reference draws it."""
@@ -52,6 +53,9 @@ class FlowStage(nn.Module):
         kind = self.expert.action_embed.weight.dtype
         return self.project(*self._conditioned(ids, keys.to(kind), values.to(kind)))
 
+    def prepare(self, keys: torch.Tensor, values: torch.Tensor, horizon: int) -> None:
+        """Make ready what later calls with chunks of `horizon` rows need: nothing. Keys and values as `project`'s."""
+
     def project(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (layers, n, text kv width) as the expert's heads read them, (layers, heads, n, head size)."""
         k, v = (self._projected(x, proj) for x, proj in ((keys, "context_k_proj"), (values, "context_v_proj")))
@@ -62,19 +66,46 @@ class FlowStage(nn.Module):
         self, ids: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (layers, m, width) of the tokens that the expert sees, depth tokens scaled by their gate."""
-        model, row = self.model, ids[None]
-        valid = model._get_encoder_attention_mask(row, None)
-        if model.action_expert_depth_gate is not None:
-            states = [(key[None], value[None]) for key, value in zip(keys, values, strict=True)]
-            gate, depth = model._depth_gate_from_condition(
-                input_ids=row, encoder_attention_mask=valid, layer_kv_states=states
-            )
-            gated = model._apply_depth_gate_to_layer_kv_states(states, depth, gate)
-            keys, values = torch.cat([key for key, _ in gated]), torch.cat([value for _, value in gated])
-        if not bool(valid.all()):
+        valid = None
+        if self.model.config.action_mode == "both":
+            valid = self.model._get_encoder_attention_mask(ids[None], None)[0]
+        if self.gate_weight is not None:
+            scale = self._gate(ids, valid, values)
+            keys, values = keys * scale, values * scale
+        if valid is not None:
             # A masked token has weight zero: leaving it out is the same and needs no mask.
-            keys, values = keys[:, valid[0]], values[:, valid[0]]
+            keys, values = keys[:, valid], values[:, valid]
         return keys, values
+
+    def _prepare_gates(self) -> None:
+        """The depth gates of all layers as one: weights (layers or 1, text kv width), biases, and the depth tokens."""
+        heads = self.model.action_expert_depth_gate
+        weight = bias = tokens = None
+        if heads is not None and self.model._depth_gate_token_ids:
+            each = list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+            weight, bias = torch.cat([head.weight for head in each]), torch.cat([head.bias for head in each])
+            tokens = torch.tensor(self.model._depth_gate_token_ids, device=weight.device)
+        self.register_buffer("gate_weight", weight, persistent=False)
+        self.register_buffer("gate_bias", bias, persistent=False)
+        self.register_buffer("gated_tokens", tokens, persistent=False)
+
+    def _gate(self, ids: torch.Tensor, valid: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+        """What keys and values are multiplied by, (layers or 1, n, 1): each layer's gate at depth tokens, else one.
+
+        A gate looks at the mean of the values (layers, n, width) of all that are no depth tokens: of its own layer, or
+        where there is one gate for all, of the last.
+        """
+        seen = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid
+        depth = (ids[:, None] == self.gated_tokens).any(dim=-1) & seen
+        pool = seen & ~depth
+        pool = torch.where(pool.any(), pool, seen)
+        weights = pool.to(values.dtype)[:, None]
+        sources = values[-self.gate_weight.shape[0] :]
+        pooled = (sources * weights).sum(dim=1) / weights.sum(dim=0).clamp_min(1.0)
+        pooled = pooled.to(self.gate_weight.dtype)
+        logits = torch.baddbmm(self.gate_bias[:, None, None], pooled[:, None], self.gate_weight[:, :, None])
+        gate = torch.sigmoid(logits).to(values.dtype)
+        return torch.where(depth[None, :, None], gate, torch.ones_like(gate))
 
     def forward(
         self, noise: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor], guidance: Guidance | None = None

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from molmoact2_ros.policy.stages.decoder import TextDecoder
 from molmoact2_ros.policy.stages.flow import FlowStage
 from molmoact2_ros.policy.stages.vision import VisionStage
@@ -25,6 +27,13 @@ class Stages:
     decoder: TextDecoder
     flow: FlowStage
     row_cost: float | None = None
+
+
+def release(*layers: nn.Module) -> None:
+    """Drop torch's weights of `layers`: the backend that runs them holds its own copy."""
+    for part in layers:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.new_empty(0)
 
 
 OpenStages = Callable[[Any, int], Stages]

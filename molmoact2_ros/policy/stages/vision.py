@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from molmoact2_ros.policy.stages.decoder import MASKED
+
+KNOWN_TABLES = 16
+"""Pooling tables that are remembered: those of a few tasks and cameras."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class VisionStage(nn.Module):
         # Of a tensor that no backend replaces.
         self.dtype = backbone.image_vit.positional_embedding.dtype
         self._seen: list[Seen | None] = []
+        self._known: deque[tuple[torch.Tensor, torch.Tensor | None]] = deque(maxlen=KNOWN_TABLES)
 
     def forward(self, pixels: Sequence[torch.Tensor], pooling: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Features (tokens, width) of each image; `pixels` (crops, patches, values), `pooling` (tokens, values)."""
@@ -45,9 +50,23 @@ class VisionStage(nn.Module):
             torch.where(table >= 0, table + index * crops * patches, table) for index, table in enumerate(pooling)
         ]
         features = self.encode(torch.cat(list(pixels)), torch.cat(tables))
-        valid = [(table >= 0).any(dim=-1) for table in pooling]
         parts = features.split([table.shape[0] for table in pooling])
-        return [part if bool(kept.all()) else part[kept] for part, kept in zip(parts, valid, strict=True)]
+        rows = [self._rows(table) for table in pooling]
+        return [part if kept is None else part[kept] for part, kept in zip(parts, rows, strict=True)]
+
+    def _rows(self, table: torch.Tensor) -> torch.Tensor | None:
+        """Which rows of a pooling table pool anything, None for all. A task's tables are the same tensors at every
+        call, so the device is waited for once a table."""
+        for known, rows in self._known:
+            if known is table:
+                return rows
+        valid = (table >= 0).any(dim=-1)
+        found = None if bool(valid.all()) else valid.nonzero().flatten()
+        self._known.append((table, found))
+        return found
+
+    def prepare(self, images: int) -> None:
+        """Make ready, after `images` new images, what later calls with fewer may need: nothing."""
 
     def encode(self, pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Features (tokens, width) of every row of `table`: the one definition that every backend runs.
