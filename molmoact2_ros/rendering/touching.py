@@ -59,8 +59,8 @@ def touched_sides(robot: Embodiment, joints: Array, boxes: Sequence[Workspace], 
 
 
 def who_drives(state: str, values: Mapping[str, str]) -> str:
-    """Who moves the arm, by the message and the values of `executor/state`. The value `driven_by` says it where the
+    """Who moves the arm, by the message and the values of `executor/state`. The value `drives` says it where the
     executor knows several; else a state that follows chunks is the policy's."""
-    if values.get("driven_by"):
-        return values["driven_by"]
+    if values.get("drives"):
+        return values["drives"]
     return {"TRACKING": "policy", "": ""}.get(state.upper(), "nobody")

@@ -234,7 +234,7 @@ def test_a_tip_at_the_floor_of_its_workspace_is_told() -> None:
 def test_who_drives_is_said_by_the_executor_or_by_its_state() -> None:
     assert who_drives("TRACKING", {}) == "policy"
     assert who_drives("HOLDING", {}) == who_drives("FAULT", {}) == "nobody"
-    assert who_drives("TRACKING", {"driven_by": "teleop"}) == "teleop"
+    assert who_drives("TRACKING", {"drives": "teleop"}) == "teleop"
     assert who_drives("", {}) == ""
 
 
