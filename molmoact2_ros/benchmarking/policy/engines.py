@@ -49,7 +49,7 @@ def bench_engines(size: str, robot_name: str, precision: str, targets: tuple[str
         f"engines --size {size} --for {','.join(targets)}`); copies: bytes of an engine over those of its weights",
         *(f"- Released size on a GPU, {what}: {count / 1e9:.2f} GB" for what, count in released_memory(robot).items()),
         f"- Seconds are with whatever else the machine did: load average over 15 minutes {os.getloadavg()[2]:.0f}",
-        "- Beside the released size's memory come what contexts work in, CUDA itself and captured graphs: only a GPU tells",
+        "- Beside the released size's memory come what contexts work in, CUDA and captured graphs: only a GPU tells",
         "",
         "| engine | layers | weights, MB | engine, MB | copies | seconds, with export |",
         "|---|---|---|---|---|---|",
