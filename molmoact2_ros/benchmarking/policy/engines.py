@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from datetime import date
 from pathlib import Path
@@ -47,7 +48,8 @@ def bench_engines(size: str, robot_name: str, precision: str, targets: tuple[str
         f"{', '.join(named(capability) for capability in capabilities)}, built without a GPU (`molmoact2 bench "
         f"engines --size {size} --for {','.join(targets)}`); copies: bytes of an engine over those of its weights",
         *(f"- Released size on a GPU, {what}: {count / 1e9:.2f} GB" for what, count in released_memory(robot).items()),
-        "- Beside this come the contexts' working memory, what CUDA takes itself and captured graphs: only a GPU tells",
+        f"- Seconds are with whatever else the machine did: load average over 15 minutes {os.getloadavg()[2]:.0f}",
+        "- Beside the released size's memory come what contexts work in, CUDA and captured graphs: only a GPU tells",
         "",
         "| engine | layers | weights, MB | engine, MB | copies | seconds, with export |",
         "|---|---|---|---|---|---|",
