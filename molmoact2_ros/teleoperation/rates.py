@@ -69,6 +69,8 @@ class RateLeader:
         try:
             device = self._make()
             device.connect()
+        except DriverError:
+            raise
         except Exception as error:  # lerobot, pygame and pynput raise what they like
             raise DriverError(" ".join(str(error).split()) or repr(error)) from error
         controller = getattr(device, "gamepad", None)
