@@ -1,7 +1,8 @@
 """An executor node under test, and everything around it in the hands of the test: arm, driver, policy, people.
 
-The arm does at once what it is told; the policy swings every arm joint at `SPEED` about the rest pose. What the driver
-and the policy publish goes through a function that a fault replaces: it returns the messages, or the bytes, to publish.
+The arm does at once what it is told; the policy swings every arm joint at `SPEED` about the rest pose, and the leader
+sways about it. What the driver, the policy and the leader publish goes through a function that a fault replaces: it
+returns the messages, or the bytes, to publish.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ PATIENCE = {
     "joint_state_timeout_s": 0.6,
     "max_tick_gap_s": 1.0,
     "acknowledgement_timeout_s": 2.0,
+    "leader_timeout_s": 0.6,
     "realtime_priority": 10,
 }
 CHUNK_PERIOD_S = 0.1
+LEAD_PERIOD_S = 0.02
+SWAY_RAD, SWAY_S = 0.2, 4.0
 
 Message = JointTrajectory | JointState | bytes
 Change = Callable[[JointTrajectory | JointState], Sequence[Message]]
@@ -57,6 +61,7 @@ class FaultCell:
         self.direction = 1.0
         self.policy: Change = nothing
         self.driver: Change = as_it_is
+        self.leader: Change = nothing
         self.blocked = self.acknowledging = self.policy_is_blind = False
         self.readings = 0
         self.commands: list[tuple[float, np.ndarray]] = []
@@ -68,12 +73,14 @@ class FaultCell:
         self.acknowledgement = node.create_publisher(JointState, "driver/acknowledgement", SENSOR)
         self.driver_state = node.create_publisher(DiagnosticStatus, "driver/state", LATCHED)
         self.chunks = node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST)
+        self.leads = node.create_publisher(JointState, "teleop/command", SENSOR)
         self.task = node.create_publisher(String, "task", LATCHED)
         self.e_stop = node.create_publisher(Bool, "e_stop", LATCHED)
         node.create_subscription(JointState, "executor/command", self._on_command, SENSOR)
         node.create_subscription(DiagnosticStatus, "executor/state", self.states.append, LATCHED)
         node.create_timer(0.01, self._read_encoders)
         node.create_timer(CHUNK_PERIOD_S, self._infer)
+        node.create_timer(LEAD_PERIOD_S, self._lead)
 
     # -- the arm, its driver, the policy ----------------------------------------------------------------------
 
@@ -107,6 +114,16 @@ class FaultCell:
     def _infer(self) -> None:
         for out in self.policy(self.chunk()):
             self.chunks.publish(out)
+
+    def _lead(self) -> None:
+        now = self.node.get_clock().now()
+        away = SWAY_RAD * np.sin(2.0 * np.pi * now.nanoseconds * 1e-9 / SWAY_S)
+        position = ROBOT.rest_position.copy()
+        position[ARM] += away
+        message = JointState(name=list(ROBOT.joint_names), position=position.tolist())
+        message.header.stamp = now.to_msg()
+        for out in self.leader(message):
+            self.leads.publish(out)
 
     # -- what the executor says -------------------------------------------------------------------------------
 
@@ -144,7 +161,7 @@ class FaultCell:
 
     def begin(self) -> None:
         """DISARMED, with the arm at its rest pose and everything sound but no policy."""
-        self.policy, self.driver = nothing, as_it_is
+        self.policy, self.driver, self.leader = nothing, as_it_is, nothing
         self.drive_intruders_out()
         self.blocked = self.policy_is_blind = False
         self.acknowledging = True
@@ -188,6 +205,22 @@ class FaultCell:
         wait_until(lambda: self.arm().success, lambda: f"arming; it says {self.told()}", 20.0)
         self.await_state("HOLDING", "waiting for an action chunk")
         wait_until(lambda: len(self.commands) > 5, lambda: f"commands; it says {self.told()}")
+
+    def take_over(self) -> Trigger.Response:
+        return self.companion.call(Trigger, "executor/take_over", Trigger.Request())
+
+    def lead(self) -> None:
+        """Arm, let the leader take over, and wait until the arm has moved by 0.05 rad."""
+        self.hold()
+        self.leader = as_it_is
+        wait_until(lambda: self.take_over().success, lambda: f"the takeover; it says {self.told()}", 20.0)
+        self.await_state("TRACKING", "following the leader")
+        start = self.position.copy()
+
+        def moved() -> bool:
+            return bool(np.abs(self.position - start)[ARM].max() > 0.05)
+
+        wait_until(moved, lambda: f"motion; it says {self.told()}", 20.0)
 
     # -- what the commands show -------------------------------------------------------------------------------
 

@@ -32,9 +32,9 @@ USED_UP = SPEED * HORIZON_S + AT_ONCE
 class Fault:
     """`inject` does it; `state` and `reason` must follow. `bound`: of the movement, rad; None when motion goes on.
 
-    `start` is how it begins: TRACKING, HOLDING or DISARMED. `refusal` must be in the last refusal of a chunk, `counter`
-    must have grown. `then` is checked afterwards; what it returns is reported as the reason. `quick`: part of the
-    default run.
+    `start` is how it begins: TRACKING, LEADING (a leader drives), HOLDING or DISARMED. `refusal` must be in the last
+    refusal of a chunk, `counter` must have grown. `then` is checked afterwards; what it returns is reported as the
+    reason. `quick`: part of the default run.
     """
 
     name: str

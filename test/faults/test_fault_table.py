@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from fault_cell import ARM, PATIENCE, ROBOT, SPEED, FaultCell, nothing
 from fault_table import AT_ONCE, BLIND, FAULTS, USED_UP, Fault, refuses_to_arm
+from leader_faults import LEADER_FAULTS
 from ros_process import Companion, NodeProcess, ros_arguments, wait_until
 
 EXECUTOR, REPLAY = "molmoact2_ros.nodes.executor_node", "molmoact2_ros.nodes.bench.replay_node"
@@ -89,12 +90,15 @@ def movement_since(cell: FaultCell, first: int, origin: np.ndarray) -> float:
     return float(np.abs(sent - origin)[:, ARM].max()) if len(sent) else 0.0
 
 
-CASES = [pytest.param(fault, id=fault.name, marks=() if fault.quick else pytest.mark.slow) for fault in FAULTS]
+CASES = [
+    pytest.param(fault, id=fault.name, marks=() if fault.quick else pytest.mark.slow)
+    for fault in (*FAULTS, *LEADER_FAULTS)
+]
 
 
 @pytest.mark.parametrize("fault", CASES)
 def test_fault(setup: Setup, cell: FaultCell, fault: Fault) -> None:
-    {"TRACKING": cell.track, "HOLDING": cell.hold, "DISARMED": lambda: None}[fault.start]()
+    {"TRACKING": cell.track, "LEADING": cell.lead, "HOLDING": cell.hold, "DISARMED": lambda: None}[fault.start]()
     counted = {name: int(cell.value(name) or 0) for name in fault.counter.split("|") if name}
     first = len(cell.commands)
     origin = cell.sent()[-1] if first else cell.position

@@ -19,7 +19,7 @@ from molmoact2_ros.execution.supervisor import State
 
 STOP = [{"ask": "stop"}]
 NODES = ("so101_driver", "camera", "policy", "executor", "recorder", "operator")
-ASKS = ("arm", "disarm", "start", "reset", "task", "record", "end", "label")
+ASKS = ("arm", "disarm", "start", "reset", "take", "give", "task", "record", "end", "label")
 
 
 def state(executor: str = "DISARMED", **changed: object) -> dict[str, object]:
@@ -67,6 +67,18 @@ def press(made: Console, keys: str) -> list[dict[str, object]]:
 )
 def test_each_key_asks_for_one_thing(key: str, request_: dict[str, object]) -> None:
     assert press(console(), key) == [request_]
+
+
+def test_a_person_takes_over_and_gives_back_where_there_is_something_to_do_it_with() -> None:
+    alone = console("HOLDING")
+    assert press(alone, "h") == press(alone, "p") == [] and "--teleop" in alone.answer[1]
+    led = Console("so101", (*NODES, "teleop"))
+    led.hear(state("TRACKING", drives="policy", handover="policy"))
+    assert press(led, "h") == [{"ask": "take"}] and press(led, "p") == [{"ask": "give"}]
+    led.hear(state("HOLDING", drives="nobody", handover="teleop: holding"))
+    shown = {row.name: row.text for row in led.rows()}
+    assert "teleop: holding" in shown["drives"] and shown["next"] == led.advice()
+    assert "h takes over anew, p gives" in led.advice()
 
 
 def test_other_keys_ask_for_nothing() -> None:
