@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from fault_cell import ROBOT, FaultCell, as_it_is, nothing
 from fault_table import AT_ONCE, BLIND, Change, Fault, delayed, edited, every_other, shifted, stays_stopped
-from ros_process import wait_until
 from sensor_msgs.msg import JointState
 
 from molmoact2_ros.nodes.ros.qos import SENSOR
@@ -39,9 +38,7 @@ def takes_over_anew(cell: FaultCell) -> str:
     cell.await_more(60)
     assert np.array_equal(cell.sent()[-1], at), "something moved the arm"
     cell.drive_intruders_out()
-    cell.leader = as_it_is
-    wait_until(lambda: cell.take_over().success, lambda: f"the takeover; it says {cell.told()}", 20.0)
-    cell.await_state("TRACKING", "following the leader")
+    cell.lead()
     return said
 
 

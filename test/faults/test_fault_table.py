@@ -98,6 +98,8 @@ CASES = [
 
 @pytest.mark.parametrize("fault", CASES)
 def test_fault(setup: Setup, cell: FaultCell, fault: Fault) -> None:
+    if fault.start == "LEADING":
+        cell.hold()
     {"TRACKING": cell.track, "LEADING": cell.lead, "HOLDING": cell.hold, "DISARMED": lambda: None}[fault.start]()
     counted = {name: int(cell.value(name) or 0) for name in fault.counter.split("|") if name}
     first = len(cell.commands)
