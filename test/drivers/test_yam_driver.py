@@ -20,6 +20,7 @@ from molmoact2_ros.drivers.yam import YamConfig, YamDriver
 from molmoact2_ros.embodiments import embodiment
 from molmoact2_ros.embodiments.yam_bimanual import GRIPPER_STROKE
 from molmoact2_ros.simulation.emulators.damiao import TIMEOUT_REGISTER, DamiaoBus, Faults
+from molmoact2_ros.teleoperation.yam_leader import YamLeader
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 """i2rt ends its threads by an exception when a chain stops."""
@@ -209,3 +210,19 @@ def test_every_end_on_the_bus_hears_the_others_frames(rig: Rig):
         assert answer is not None and (answer.arbitration_id, answer.data[0]) == (17, 0x11)
     with pytest.raises(can.CanInitializationError, match="no emulated bus"):
         can.Bus(interface="molmoact2_link", channel=str(rig.buses[0].link) + "x")
+
+
+def test_two_arms_as_leaders_float_are_read_follow_and_let_go(rig: Rig):
+    leader = rig.driver = YamLeader(rig.config())
+    leader.connect()
+    where = ROBOT.rest_position + 0.05
+    where[[6, 13]] = 0.01
+    for joints, part in zip(rig.joints, (where[:7], where[7:]), strict=True):
+        joints.position = part.copy()
+    rig.until(lambda: np.allclose(leader.lead(None, False).positions, where, atol=CODE), "the hands' pose")
+    goal = where + 0.02
+    goal[[6, 13]] = 0.01
+    leader.follow(goal)
+    rig.until(lambda: np.allclose(rig.position, goal, atol=CODE), "the leaders to follow")
+    leader.release()
+    assert leader.guided

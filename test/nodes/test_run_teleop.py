@@ -20,6 +20,15 @@ from molmoact2_ros.recording.episodes import episodes
 START_S, STEP_S = 150.0, 30.0
 ROBOT = embodiment("so101")
 RUN = [sys.executable, "-m", "molmoact2_ros.cli", "run", "--emulated", "--teleop", "so101_leader"]
+PATIENCE = """
+/**/executor:
+  ros__parameters: {leader_timeout_s: 1.5, joint_state_timeout_s: 1.5, max_tick_gap_s: 1.5, e_stop_heartbeat_s: 8.0}
+/**/so101_driver:
+  ros__parameters: {lost_s: 5.0, joint_rate_hz: 30.0}
+/**/sim:
+  ros__parameters: {camera_rate_hz: 5.0}
+"""
+"""A test machine keeps every process waiting now and then; on a workcell that is a lost leader, or a lost arm."""
 
 
 class Run:
@@ -52,8 +61,7 @@ class Run:
 @pytest.mark.parametrize("policy", ["none", "expert"])
 def test_a_demonstration_and_a_correction_with_keys(policy: str, tmp_path: Path) -> None:
     bags, own = tmp_path / "bags", tmp_path / "own.yaml"
-    # A test machine keeps every process waiting now and then; on a workcell that is a lost leader.
-    own.write_text("/**/executor: {ros__parameters: {leader_timeout_s: 1.5}}")
+    own.write_text(PATIENCE)
     command = [*RUN, "--config", str(own), "--policy", policy, "--record", str(bags), "--out", str(tmp_path)]
     with Companion() as other, PseudoTerminal(command) as terminal:
         run = Run(terminal, other)
