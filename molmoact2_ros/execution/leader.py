@@ -70,6 +70,9 @@ class Leader:
             LeaderError: it cannot be used.
         """
         self._heard[publisher] = now_ns
+        if (self.stamp_ns - now_ns) * 1e-9 > self._config.max_future_s:
+            # The clock was set back: readings from before would hide every one that comes now.
+            self.position, self.stamp_ns, self._since_ns, self._readings = None, 0, None, 0
         try:
             if stamp_ns <= self.stamp_ns:
                 repeated = stamp_ns == self.stamp_ns

@@ -175,6 +175,17 @@ def test_a_takeover_needs_a_leader_that_has_been_sound_for_a_while() -> None:
     assert cell.handover.take_over(cell.now_ns) == (True, f"already taken over: {cell.executor.reason}")
 
 
+def test_a_clock_that_is_set_back_holds_the_arm_and_the_leader_is_heard_again() -> None:
+    cell = HandoverCell()
+    cell.taken_over()
+    cell.now_ns -= 3600 * 10**9
+    cell.tick(60)
+    assert cell.executor.state is State.HOLDING and cell.handover.phase is Phase.HELD
+    done, message = cell.handover.take_over(cell.now_ns)
+    assert done, message
+    cell.until(Phase.DRIVING)
+
+
 def test_a_new_task_leaves_the_person_driving() -> None:
     cell = HandoverCell()
     cell.policy = True
