@@ -62,7 +62,8 @@ class Run:
 def test_a_demonstration_and_a_correction_with_keys(policy: str, tmp_path: Path) -> None:
     bags, own = tmp_path / "bags", tmp_path / "own.yaml"
     own.write_text(PATIENCE)
-    command = [*RUN, "--config", str(own), "--policy", policy, "--record", str(bags), "--out", str(tmp_path)]
+    command = [*RUN, "--config", str(own), "--policy", policy, "--record", str(bags)]
+    command += ["--task", "pick up the cube", "--out", str(tmp_path)]
     with Companion() as other, PseudoTerminal(command) as terminal:
         run = Run(terminal, other)
         run.shows("a arms, s arms", START_S)
