@@ -40,7 +40,8 @@ def leader(rig: LeaderRig, tmp_path: Path) -> Iterator[SoLeader]:
 
 def brought(rig: LeaderRig, leader: SoLeader, position: np.ndarray) -> np.ndarray:
     """Have the hand bring the leader there, and read it."""
-    for _ in range(600):
+    end = time.monotonic() + 20.0
+    while time.monotonic() < end:
         rig.hand(position)
         try:
             read = leader.lead(None, False).positions

@@ -1,4 +1,6 @@
-"""What a person takes over with, beside the robot's nodes."""
+"""Which nodes a person at a leader needs beside the robot's."""
+
+from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +9,6 @@ import pytest
 
 from molmoact2_ros.bringup.options import Options
 from molmoact2_ros.bringup.specs import NodeSpec, nodes
-
-
-def nodes_of(options: Options) -> dict[str, NodeSpec]:
-    return {spec.name: spec for spec in nodes(options)}
 
 
 def test_what_a_person_takes_over_with_is_started_beside_the_robot(tmp_path: Path):
@@ -34,3 +32,7 @@ def test_what_a_person_takes_over_with_is_started_beside_the_robot(tmp_path: Pat
     own = tmp_path / "own.yaml"
     own.write_text("/**/teleop: {ros__parameters: {ports: [/dev/mine]}}")
     assert "ports" not in nodes_of(replace(real, teleop="so101_leader", config=str(own)))["teleop"].parameters
+
+
+def nodes_of(options: Options) -> dict[str, NodeSpec]:
+    return {spec.name: spec for spec in nodes(options)}
