@@ -330,8 +330,8 @@ def _compared(engine: Engine, graph: Graph, device: torch.device) -> Agreement:
 def tensorrt_stages(
     checkpoint: Checkpoint, device: torch.device, precision: str, store: EngineCache, log: Callable[[str], None]
 ) -> OpenStages:
-    """Stages over the engines in `store`, captured as CUDA graphs. The model that they are opened for is best on the
-    CPU: its layers' weights then never get to the GPU, all else of it does.
+    """Stages over the engines in `store`, captured as CUDA graphs. The model that they are opened for must be on the
+    CPU: its layers' weights never get to the GPU, all else of it does.
 
     Raises:
         BackendMissingError: the library is not installed, or the device is no GPU.
@@ -349,7 +349,6 @@ def tensorrt_stages(
             log(f"tensorrt: the engine {stage} is compiled for this GPU and held against torch, once")
 
     def opened(model: Any, dof: int) -> Stages:
-        model.to(torch.device("cpu"))
         room = room_of(checkpoint, store, precision)
         prepared = prepare(checkpoint, model, model.config, dof, precision, room)
         engines = opened_engines(trt, checkpoint, prepared, precision, target, device, store, say)
