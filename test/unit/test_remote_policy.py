@@ -58,8 +58,10 @@ def playing(description: dict[str, Any] | list[dict[str, Any]], answer: Answer) 
     """A websocket server in the hands of the test; its address. Of several descriptions each connection gets the next,
     and the last one again."""
     descriptions = list(description) if isinstance(description, list) else [description]
+    open_ones: list[ServerConnection] = []
 
     def handle(socket: ServerConnection) -> None:
+        open_ones.append(socket)
         socket.send(pack(descriptions.pop(0) if len(descriptions) > 1 else descriptions[0]))
         try:
             for body in socket:
@@ -75,6 +77,8 @@ def playing(description: dict[str, Any] | list[dict[str, Any]], answer: Answer) 
         thread.start()
         yield f"ws://127.0.0.1:{made.socket.getsockname()[1]}"
         made.shutdown()
+        for socket in open_ones:  # websockets 16 leaves them open, 17 closes them
+            socket.close()
         thread.join()
 
 
