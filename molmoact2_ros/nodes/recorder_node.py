@@ -6,7 +6,6 @@ whose diagnostics they are.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,20 +21,17 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from molmoact2_ros.nodes.ros.node_base import MolmoNode, main_of
+from molmoact2_ros.nodes.ros.recorder_answers import PAUSE_S, WRITE_TIMEOUT_S, listed, written
 from molmoact2_ros.nodes.ros.recorder_parameters import PARAMETERS, episode_metadata, message_class, subscription_qos
 from molmoact2_ros.nodes.ros.services import Pause
 from molmoact2_ros.recording.audit import audit_lines
-from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, EpisodeWriter, Finished, unfinished
-from molmoact2_ros.recording.episodes import label, latest
+from molmoact2_ros.recording.episode_recorder import EpisodeRecorder, Finished, unfinished
+from molmoact2_ros.recording.episodes import label
+from molmoact2_ros.recording.following import Following
 from molmoact2_ros.recording.streams import DIAGNOSTICS, Arrival, DuplicateFilter, Stream, streams_of
 
-WRITE_TIMEOUT_S = 30.0
-"""How long the end of an episode may take before the caller is told that it is still being written."""
 ENDING_S = 0.3
 """How long messages that are on their way when an episode ends are still taken."""
-PAUSE_S = 0.002
-LISTED = 12
-"""How many episodes are listed for who asks."""
 
 
 class RecorderNode(MolmoNode):
@@ -57,8 +53,7 @@ class RecorderNode(MolmoNode):
         """What was heard before belongs to subscriptions that are gone: the new ones hear what is latched again."""
         self._tasks: dict[str, str] = {}
         self._heard = DuplicateFilter()
-        # The episode of sim/episode that was started for; kept when a user ends its bag early, so that it stays ended.
-        self._followed: int | None = None
+        self._following = Following()
         self._ending: tuple[str, float] | None = None
 
     # -- lifecycle --------------------------------------------------------------------------------------------------
@@ -160,21 +155,18 @@ class RecorderNode(MolmoNode):
         if not text.isdecimal():
             self.get_logger().warning(f"sim/episode: number {text!r} is none; not followed")
             return True
-        number, running = int(text), status.message == "running"
-        if self._followed is not None and not (running and number == self._followed):
-            ended = status.message in ("success", "failure") and number == self._followed
-            self._end(status.message if ended else "interrupted")
-        if running and self._followed is None and self.active:
-            self._followed = number
+        outcome, begins = self._following.heard(int(text), status.message, self.active)
+        if outcome:
+            self._end(outcome)
+        if begins:
             try:
                 self._begin()
             except (OSError, RuntimeError) as error:
-                self._report(f"episode {number} is not recorded: {error}")
+                self._report(f"episode {text} is not recorded: {error}")
         return True
 
     def _end(self, outcome: str) -> None:
         """The followed episode is over; its bag is, once what is still on its way has been taken."""
-        self._followed = None
         if self._episodes is not None and self._episodes.recording is not None:
             self._ending = (outcome, time.monotonic() + ENDING_S)
 
@@ -283,7 +275,7 @@ class RecorderNode(MolmoNode):
             raise RuntimeError("the recorder was cleaned up meanwhile")
         self._empty_queues()
         writer = self._episodes.stop(self._metadata("stopped"))
-        finished = await self._written(writer)
+        finished = await written(writer)
         if finished.error is not None:
             raise OSError(finished.error)
         return str(writer.path)
@@ -291,28 +283,12 @@ class RecorderNode(MolmoNode):
     async def _discard(self) -> str:
         assert self._episodes is not None
         writer = self._episodes.discard()
-        await self._written(writer)
+        await written(writer)
         return f"{writer.path} is deleted"
 
     async def _list(self) -> str:
-        """The last episodes, the newest first, as JSON: `Episode.summary` of each."""
         assert self._episodes is not None
-        now = self._episodes.recording
-        found = []
-        for summary in latest(self._episodes.directory, LISTED, "" if now is None else now.name):
-            found.append(summary)
-            await Pause()  # a bag's metadata takes a while to read, and messages come meanwhile
-        return json.dumps(found)
-
-    async def _written(self, writer: EpisodeWriter) -> Finished:
-        """How the episode ended, once it has; everything else is heard and recorded meanwhile."""
-        end = time.monotonic() + WRITE_TIMEOUT_S
-        while writer.result is None:
-            if time.monotonic() > end:
-                raise OSError(f"{writer.path} is still being written; the log says when it is done")
-            writer.join(PAUSE_S)
-            await Pause()
-        return writer.result
+        return await listed(self._episodes)
 
 
 main = main_of(RecorderNode)

@@ -15,6 +15,7 @@ from molmoact2_ros.cli import run
 from molmoact2_ros.recording.bag import Bag
 from molmoact2_ros.recording.episode_recorder import next_episode
 from molmoact2_ros.recording.episodes import episodes, latest, read_episode, verdict
+from molmoact2_ros.recording.following import Following
 from molmoact2_ros.recording.streams import Stream
 
 WRIST = Stream("/so101/cameras/wrist/image_raw", "sensor_msgs/msg/Image", reliable=False)
@@ -162,3 +163,15 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (path / "metadata.yaml").write_text("a: 1")
     with pytest.raises(ValueError, match="no metadata of a bag"):
         episodes(tmp_path)
+
+
+def test_a_followed_episode_ends_once_and_the_next_begins() -> None:
+    following = Following()
+    assert following.heard(1, "running", False) == ("", False), "an inactive recorder follows none"
+    assert following.heard(1, "running", True) == ("", True)
+    assert following.heard(1, "running", True) == ("", False)
+    assert following.heard(1, "success", True) == ("success", False)
+    assert following.heard(1, "success", True) == ("", False)
+    assert following.heard(2, "running", True) == ("", True)
+    assert following.heard(3, "running", True) == ("interrupted", True), "the end of 2 was not heard"
+    assert following.heard(4, "failure", True) == ("interrupted", False)
