@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,13 @@ class Server:
 
 
 class Cell:
-    """An arm that does at once what it is told, in whatever form, and a policy of one chunk."""
+    """An arm that soon does what it is told, in whatever form, and a policy of one chunk."""
 
     def __init__(self, companion: Companion, robot_name: str) -> None:
         self.robot = embodiment(robot_name)
         self.companion, self.node = companion, companion.node
         self.position = self.robot.rest_position.copy()
+        self.target, self.read_s = self.position.copy(), time.monotonic()
         self.rows: np.ndarray | None = None
         self.sway = 0.0
         self.refused = ""
@@ -100,13 +102,19 @@ class Cell:
         self.trajectories.append(message)
         with self.lock:
             point = message.points[len(message.points) - TAIL - 1].positions
-            self.position[self.arm_joints if len(point) < self.robot.dof else slice(None)] = point
+            self.target[self.arm_joints if len(point) < self.robot.dof else slice(None)] = point
 
     def _on_command(self, message: Float64MultiArray) -> None:
         with self.lock:
-            self.position[self.arm_joints if len(message.data) < self.robot.dof else slice(None)] = message.data
+            self.target[self.arm_joints if len(message.data) < self.robot.dof else slice(None)] = message.data
 
     def _read(self) -> None:
+        # No faster than joints are: after a pause of this process commands of a long time come at once.
+        now_s = time.monotonic()
+        way = 1.2 * self.robot.limits.velocity * (now_s - self.read_s)
+        self.read_s = now_s
+        with self.lock:
+            self.position = self.position + np.clip(self.target - self.position, -way, way)
         message = JointState(name=list(self.robot.joint_names), position=array("d", self.position))
         message.header.stamp = self.node.get_clock().now().to_msg()
         self.joint_states.publish(message)

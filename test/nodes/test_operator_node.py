@@ -179,7 +179,8 @@ def test_a_stop_gives_up_a_reset_that_is_under_way(desk: Desk) -> None:
         desk.wire.send([{"ask": "reset"}, {"ask": "stop"}])
         button(False)
         wait_until(
-            lambda: desk.answers("reset") and desk.answers("reset")[-1]["message"] == "stopped again", "the answer"
+            lambda: desk.answers("reset") and desk.answers("reset")[-1]["message"] == "stopped again",
+            lambda: f"the answer; {desk.answers('reset')}, {desk.state}",
         )
         assert desk.state["executor"] == "ESTOPPED"
 

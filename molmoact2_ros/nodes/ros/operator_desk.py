@@ -59,7 +59,7 @@ class OperatorDesk:
         self._tell = None if asks_policy else node.output(String, self.watch.name("task"), LATCHED)
         self._button = node.output(Bool, self.watch.name("e_stop"), LATCHED) if button else None
         self._wake = node.create_guard_condition(self._take)
-        node.every(0.05, self._requests.look_after, inactive=True, steady=True)
+        node.every(0.05, self._look_after, inactive=True, steady=True)
 
     def close(self) -> None:
         """The node's publishers go: nothing is pressed any more. Safe to call twice."""
@@ -117,6 +117,10 @@ class OperatorDesk:
     def _publish_button(self) -> None:
         if self._button is not None:
             self._button.publish(Bool(data=self._pressed))
+
+    def _look_after(self) -> None:
+        self._take()  # a trigger that came while the node was being made is not seen
+        self._requests.look_after()
 
     def _take(self) -> None:
         while self._queue:

@@ -107,15 +107,14 @@ class OperatorRequests:
         now = time.monotonic()
         for waiting in tuple(self._waiting):
             ask = waiting.asked["ask"]
-            if now > waiting.deadline:
+            pressed = ask == "reset" and self._pressed()
+            if now > waiting.deadline or pressed:
                 if waiting.future is not None:
                     self._clients[ask].remove_pending_request(waiting.future)
-                self._close(waiting, False, waiting.last or f"no answer from {CALLS[ask][1]}; look at its log")
+                silent = waiting.last or f"no answer from {CALLS[ask][1]}; look at its log"
+                self._close(waiting, False, AGAIN if pressed else silent)
             elif waiting.again is not None and now >= waiting.again:
-                if self._pressed():
-                    self._close(waiting, False, AGAIN)
-                else:
-                    self._call(waiting)
+                self._call(waiting)
 
     def _call(self, waiting: Waiting) -> None:
         ask = waiting.asked["ask"]
