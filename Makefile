@@ -60,9 +60,7 @@ lint:
 
 # The pages of docs/reference that are made from the code.
 pages:
-	$(RUN) python -m molmoact2_ros.nodes.ros.parameter_page docs/reference/parameters.md
-	$(RUN) python -m molmoact2_ros.nodes.ros.topic_page docs/reference/topics.md
-	$(RUN) python -m molmoact2_ros.cli.reference_page docs/reference/cli.md
+	$(RUN) python -m molmoact2_ros.cli.reference_page docs/reference
 
 # The documentation as a site, in out/site.
 docs: setup

@@ -1,6 +1,6 @@
-"""docs/reference/cli.md, from the parsers of the commands.
+"""docs/reference/cli.md, from the parsers of the commands; as a program, all pages of docs/reference that are made.
 
-python -m molmoact2_ros.cli.reference_page docs/reference/cli.md
+python -m molmoact2_ros.cli.reference_page docs/reference
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 INTRODUCTION = """# Commands
 
-Made by `python -m molmoact2_ros.cli.reference_page` from the commands themselves; do not edit.
+Made by `make pages` from the commands themselves; do not edit.
 
 Exit status: 0 done, 1 something failed while it ran, 2 what was asked for cannot be done (one line says why), 130 ended
 by Ctrl-C.
@@ -59,11 +59,12 @@ def _about(parser: argparse.ArgumentParser, name: str) -> str:
 
 
 def main() -> None:
-    """Write the page to the path that is given, or to standard output."""
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(page())
-    else:
-        print(page(), end="")
+    """Write the pages into the folder that is given."""
+    from molmoact2_ros.nodes.ros import parameter_page, topic_page
+
+    folder = Path(sys.argv[1])
+    for name, made in {"cli": page, "parameters": parameter_page.page, "topics": topic_page.page}.items():
+        (folder / f"{name}.md").write_text(made())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,12 @@
-"""docs/reference/parameters.md, from the nodes' declarations and the parameter files that ship here.
-
-python -m molmoact2_ros.nodes.ros.parameter_page docs/reference/parameters.md
-"""
+"""docs/reference/parameters.md, from the nodes' declarations and the parameter files that ship here."""
 
 from __future__ import annotations
 
 import json
 import pkgutil
 import re
-import sys
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from molmoact2_ros.nodes.ros.node_base import MolmoNode
@@ -26,7 +21,7 @@ ROOMS = {
 FAMILIES = ("so101", "yam", "franka")
 INTRODUCTION = """# Parameters
 
-Made by `python -m molmoact2_ros.nodes.ros.parameter_page` from what the nodes declare; do not edit.
+Made by `make pages` from what the nodes declare; do not edit.
 
 A node takes its values from `config/common.yaml`, the robot's own file (`config/so101.yaml`, `yam.yaml`, `franka.yaml`)
 and a file of yours (`config:=`), which wins and holds nothing but what you want otherwise. What bringup derives from
@@ -87,15 +82,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if value % 1 else f"{value:.1f}"
     return f"`{json.dumps(value)}`" if value != "" else '`""`'
-
-
-def main() -> None:
-    """Write the page to the path that is given, or to standard output."""
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(page())
-    else:
-        print(page(), end="")
-
-
-if __name__ == "__main__":
-    main()

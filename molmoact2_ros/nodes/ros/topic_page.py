@@ -1,12 +1,7 @@
-"""docs/reference/topics.md, from what the nodes' modules ask ROS for.
-
-python -m molmoact2_ros.nodes.ros.topic_page docs/reference/topics.md
-"""
-
+"""docs/reference/topics.md, from what the nodes' modules ask ROS for."""
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +16,7 @@ KINDS = {
 QOS = {"SENSOR": "best effort", "RELIABLE": "reliable", "NEWEST": "reliable, newest", "LATCHED": "latched"}
 INTRODUCTION = """# Topics and services
 
-Made by `python -m molmoact2_ros.nodes.ros.topic_page` from the nodes' modules; do not edit.
+Made by `make pages` from the nodes' modules; do not edit.
 
 Names are relative to the robot's namespace (`/so101`) unless they begin with a slash. `<name>` stands for a camera.
 Names that a parameter gives are those of its default. Executor, policy, visualizer, recorder and calibration hear the
@@ -149,15 +144,3 @@ def _table(first: str, second: str, delivery: bool) -> Iterator[str]:
 
 def _listed(names: set[str]) -> str:
     return "every node" if len(names) == len(nodes()) else ", ".join(sorted(names))
-
-
-def main() -> None:
-    """Write the page to the path that is given, or to standard output."""
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(page())
-    else:
-        print(page(), end="")
-
-
-if __name__ == "__main__":
-    main()
