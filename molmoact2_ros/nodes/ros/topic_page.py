@@ -1,4 +1,5 @@
 """docs/reference/topics.md, from what the nodes' modules ask ROS for."""
+
 from __future__ import annotations
 
 import ast
