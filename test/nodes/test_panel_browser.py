@@ -255,7 +255,8 @@ def test_the_3d_view_shows_the_robot_and_its_space_bar_stops(visitor: Any, cell:
     frame.wait_for_selector("canvas", timeout=LOOK_S * 2e3)
     armed(visitor)
     visitor.wait_for_timeout(15_000)  # drawn by the processor, a picture takes a while
-    visitor.wait_for_function("[...document.querySelectorAll('#cameras img')].every(image => image.naturalWidth)")
+    # As a function: a bare expression is evaluated in the page, whose policy forbids that.
+    visitor.wait_for_function("() => [...document.querySelectorAll('#cameras img')].every(image => image.naturalWidth)")
     visitor.wait_for_selector("#link.go")
     picture(visitor, "3d", tmp_path)
     press(visitor, "#scene")

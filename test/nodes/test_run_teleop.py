@@ -39,6 +39,9 @@ class Run:
         self.states = other.listen(DiagnosticStatus, "executor/state", LATCHED)
 
     def value(self, key: str) -> str:
+        """What the executor says under `key`; its state under `state`."""
+        if key == "state":
+            return self.states[-1].message if self.states else ""
         return next((pair.value for pair in self.states[-1].values if pair.key == key), "") if self.states else ""
 
     def shows(self, words: str, limit_s: float = STEP_S) -> None:
@@ -70,7 +73,8 @@ def test_a_demonstration_and_a_correction_with_keys(policy: str, tmp_path: Path)
         terminal.press("e")
         run.shows("episode_0001")
         begins = "nobody" if policy == "none" else "policy"
-        run.press("a", "drives", begins)
+        run.press("a", "state", "HOLDING" if policy == "none" else "TRACKING")
+        wait_until(lambda: run.value("drives") == begins, f"{begins} to drive", STEP_S)
         run.shows("armed; holding")
         run.press("h", "drives", "teleop")
         wait_until(lambda: run.value("handover") == "teleop", "the leader to drive", STEP_S)
