@@ -60,7 +60,7 @@ lint:
 
 # The pages of docs/reference that are made from the code.
 pages:
-	$(RUN) python -m molmoact2_ros.cli.reference_page docs/reference
+	$(RUN) python tools/pages.py
 
 # The documentation as a site, in out/site.
 docs: setup

@@ -1,14 +1,9 @@
-"""docs/reference/cli.md, from the parsers of the commands; as a program, all pages of docs/reference that are made.
-
-python -m molmoact2_ros.cli.reference_page docs/reference
-"""
+"""docs/reference/cli.md, from the parsers of the commands."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 INTRODUCTION = """# Commands
 
@@ -56,16 +51,3 @@ def _about(parser: argparse.ArgumentParser, name: str) -> str:
                 if choice.dest == name:
                     return str(choice.help or "")
     return ""
-
-
-def main() -> None:
-    """Write the pages into the folder that is given."""
-    from molmoact2_ros.nodes.ros import parameter_page, topic_page
-
-    folder = Path(sys.argv[1])
-    for name, made in {"cli": page, "parameters": parameter_page.page, "topics": topic_page.page}.items():
-        (folder / f"{name}.md").write_text(made())
-
-
-if __name__ == "__main__":
-    main()
