@@ -90,11 +90,6 @@ class Console:
         """Whether there is something to take over with."""
         return "teleop" in self.nodes
 
-    @property
-    def taken(self) -> bool:
-        """Whether a person has the arm."""
-        return self.state.get("handover", "policy") not in ("", "policy")
-
     def key(self, key: Key) -> list[Request]:
         """Take a key; returns what is to be asked for."""
         with self._lock:

@@ -93,12 +93,15 @@ class Cell:
 
     def written(self, node: str) -> dict[str, Any]:
         """What the user's file says to the node called `node`."""
-        return parameters_for(self._own, f"{self.namespace.rstrip('/')}/{node}")
+        return parameters_for(self._own, self._full_name(node))
 
     def said(self, node: str, *names: str) -> dict[str, Any]:
         """Those of the parameters `names` of the node called `node` that a file sets, the robot's own included."""
-        values = parameters_for(self.configs, f"{self.namespace.rstrip('/')}/{node}")
+        values = parameters_for(self.configs, self._full_name(node))
         return {name: values[name] for name in names if name in values}
+
+    def _full_name(self, node: str) -> str:
+        return f"{self.namespace.rstrip('/')}/{node}"
 
     def chosen(self, *names: str) -> tuple[dict[str, Value], dict[str, Value]]:
         """Options that are parameters of the same name: those that the user chose, and those left at their default."""

@@ -75,6 +75,15 @@ def test_keys_and_buttons_speak_of_the_same_things() -> None:
     assert vars(KEYS).keys() == vars(BUTTONS).keys() and all(vars(BUTTONS).values())
 
 
+def test_who_drives_is_shown_and_a_lost_leader_says_what_to_do() -> None:
+    made = RobotView("/so101", "so101")
+    made.hear(state("TRACKING", drives="policy", handover="policy"), 0.0)
+    assert made.shown()["leads"] is False and made.shown()["drives"] == "policy"
+    said = {"teleop": (0, "reading"), "policy": (0, "active")}
+    made.hear(state("HOLDING", drives="nobody", handover="teleop: holding", said=said), 1.0)
+    assert made.shown()["leads"] is True and made.shown()["next"] == BUTTONS.take_anew
+
+
 def test_what_it_shows_can_be_sent_as_json_whatever_was_heard() -> None:
     odd = view("TRACKING", chunk_age_ms="nan", latency_ms="?", limited_ticks="-", said={"policy": (2, "bad\x00")})
     odd.listed("{not json")
